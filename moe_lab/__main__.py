@@ -1,0 +1,83 @@
+"""The command line: ``python -m moe_lab <command>``, installed as ``moe-lab``."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from moe_lab import doctor
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 only if it did what was asked."""
+    parser = argparse.ArgumentParser(prog="moe-lab", description="A laboratory for Mixture-of-Experts layers.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    add_doctor(commands)
+    add_train(commands)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"moe-lab {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"moe-lab {options.command}: stopped", file=sys.stderr)
+        return 130
+
+
+def add_doctor(commands) -> None:
+    """``doctor``: what this machine can run."""
+    parser = commands.add_parser("doctor", help="say what this machine can run, and how to get what is missing")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.set_defaults(run=run_doctor)
+
+
+def run_doctor(options) -> int:
+    """Print the findings; fails only if the lessons cannot run."""
+    findings = doctor.examine()
+    if options.json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    else:
+        print(doctor.describe(findings))
+    return 0 if doctor.lessons_run(findings) else 1
+
+
+def add_train(commands) -> None:
+    """``train``: the small language model. Options come from the two config classes."""
+    from moe_lab.lm import LanguageModelConfig  # torch takes seconds; `--help` and `doctor` should not wait
+    from moe_lab.train import TrainConfig
+
+    parser = commands.add_parser(
+        "train",
+        help="train the small language model on the standard library's source",
+        description="Goes on from the newest checkpoint in OUT, if there is one. Ctrl-C or a kill loses little.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/first"), help="folder for the checkpoints")
+    parser.add_argument("--fresh", action="store_true", help="delete the checkpoints in OUT and start over")
+    for kind in (LanguageModelConfig, TrainConfig):
+        group = parser.add_argument_group(kind.__name__)
+        for field in dataclasses.fields(kind):
+            option = f"--{field.name.replace('_', '-')}"
+            group.add_argument(option, type=field.type, default=field.default, metavar=field.type.__name__, help=" ")
+    parser.set_defaults(run=run_train)
+
+
+def run_train(options) -> int:
+    """Train, then say where the result is."""
+    from moe_lab.lm import LanguageModelConfig
+    from moe_lab.train import TrainConfig, start_over, train
+
+    model_config, config = (
+        kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})
+        for kind in (LanguageModelConfig, TrainConfig)
+    )
+    if options.fresh:
+        start_over(options.out)
+    print(f"trained: {train(model_config, config, options.out)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""How evenly a routing spreads its work, against the noise that chance alone leaves; and a bias that evens it out."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64, Shaped
+from torch import Tensor, nn
+
+from moe_lab.types import Routing
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Measures of one load vector; see `measure_balance` for the formulas."""
+
+    variance: float
+    cv: float
+    max_violation: float
+    entropy: float
+    gini: float
+    max_over_mean: float
+    dead: int
+    dropped_fraction: float
+    unserved_fraction: float
+    noise_floor_cv: float
+
+
+def measure_balance(
+    routing_or_load: Routing | Shaped[Tensor, " num_experts"], *, top_k: int = 1, tokens: int | None = None
+) -> Balance:
+    """Measure how evenly assignments are spread over experts.
+
+    With load l, mean m, share f = l / sum(l) and E experts:
+
+    - ``variance`` = mean((l - m)^2), the population's; depends on the batch size, so quote ``cv``;
+    - ``cv`` = sqrt(variance) / m; ``max_over_mean`` = max(l) / m; ``max_violation`` = max(l) / m - 1;
+    - ``entropy`` = -sum(f log f) / log(E), 1 when even (and for one expert); insensitive near 1;
+    - ``gini`` = sum((2 i - E - 1) l_(i)) / (E sum(l)), 0 when even, loads in ascending order;
+    - ``dead`` = experts with no assignment;
+    - ``dropped_fraction`` = share of the assignments asked for (tokens * top_k) that no expert took;
+    - ``unserved_fraction`` = share of tokens that no expert took at all;
+    - ``noise_floor_cv`` = sqrt((E / top_k - 1) / tokens): the cv that a perfectly fair router still shows when
+      each token draws top_k distinct experts by chance. A cv below it is balance by construction, not luck.
+
+    Given a bare load, ``top_k`` and ``tokens`` say what was asked (tokens: sum(load) / top_k if left out). With no
+    assignment at all every ratio is 0 and every expert dead.
+
+    Example:
+        >>> balance = measure_balance(torch.tensor([6, 2, 0, 4]))
+        >>> balance.max_over_mean, balance.dead, round(balance.cv, 3), round(balance.noise_floor_cv, 3)
+        (2.0, 1, 0.745, 0.5)
+
+    Raises TypeError for anything but a `Routing` or a tensor of whole numbers; ValueError for negative loads.
+    Source: cv: Shazeer et al. 2017 (arXiv:1701.06538), section 4; max violation: Wang et al. 2024
+    (arXiv:2408.15664), section 4.1.
+    """
+    if isinstance(routing_or_load, Routing):
+        routing = routing_or_load
+        load, tokens, asked = routing.load, routing.tokens, routing.asked
+        unserved = int((routing.experts < 0).all(dim=1).sum()) / tokens if tokens else 0.0
+        top_k = routing.slots if routing.top_k is None else routing.top_k
+    else:
+        load = _check_load(routing_or_load)
+        tokens = round(int(load.sum()) / top_k) if tokens is None else tokens
+        asked, unserved = tokens * top_k, 0.0
+    return _measure(load.double().cpu(), tokens, top_k, asked, unserved)
+
+
+def _check_load(load: Tensor) -> Tensor:
+    """A vector of whole numbers, none negative."""
+    if not isinstance(load, Tensor) or load.is_floating_point() or load.dtype == torch.bool:
+        kind = load.dtype if isinstance(load, Tensor) else type(load).__name__
+        raise TypeError(f"routing_or_load must be a Routing or a tensor of whole numbers, got {kind}")
+    if load.dim() != 1 or load.numel() == 0:
+        raise ValueError(f"load must be (num_experts,) with at least one expert, got {tuple(load.shape)}")
+    if bool((load < 0).any()):
+        raise ValueError(f"load must not be negative, got {load.tolist()}")
+    return load
+
+
+def _measure(load: Tensor, tokens: int, top_k: int, asked: int, unserved: float) -> Balance:
+    experts, total = len(load), float(load.sum())
+    mean = total / experts
+    variance = float(((load - mean) ** 2).mean())
+    relative = load / mean if total else torch.zeros_like(load)
+    share = relative / experts
+    rank = torch.arange(1, experts + 1, dtype=torch.float64)
+    even = math.log(experts) if experts > 1 else 1.0
+    entropy = float(-torch.special.xlogy(share, share).sum()) / even
+    return Balance(
+        variance=variance,
+        cv=math.sqrt(variance) / mean if total else 0.0,
+        max_violation=float(relative.max()) - 1 if total else 0.0,
+        entropy=(1.0 if experts == 1 else entropy) if total else 0.0,
+        gini=float(((2 * rank - experts - 1) * share.sort().values).sum()) / experts,
+        max_over_mean=float(relative.max()),
+        dead=int((load == 0).sum()),
+        dropped_fraction=max(0.0, 1.0 - total / asked) if asked else 0.0,
+        unserved_fraction=unserved,
+        noise_floor_cv=math.sqrt(max(0.0, experts / top_k - 1) / tokens) if tokens else 0.0,
+    )
+
+
+class BiasBalancer(nn.Module):
+    """A bias an expert, learned from loads alone: raised where too few tokens came, lowered where too many.
+
+    After each optimiser step, ``update(load)`` does bias += rate * sign(mean(load) - load); the router adds
+    ``.bias`` to its scores for the selection only. No loss term, no gradient, and no token sees the batch that it is in. Call it once a
+    step with that step's load: recomputed activations would otherwise count twice.
+
+    Example:
+        >>> balancer = BiasBalancer(num_experts=3, rate=0.1)
+        >>> balancer.update(torch.tensor([4, 2, 0]))
+        >>> balancer.bias
+        tensor([-0.1000,  0.0000,  0.1000])
+
+    Raises ValueError for a load that is not (num_experts,) or a rate not above 0.
+    Source: Wang et al. 2024 (arXiv:2408.15664), algorithm 1; rate 0.001 there, on sigmoid scores.
+    """
+
+    bias: Float[Tensor, " num_experts"]
+
+    def __init__(self, num_experts: int, rate: float = 1e-3):
+        super().__init__()
+        if num_experts < 1:
+            raise ValueError(f"num_experts must be at least 1, got {num_experts}")
+        if not 0 < rate < float("inf"):
+            raise ValueError(f"rate must be a finite number above 0, got {rate}")
+        self.rate = rate
+        self.register_buffer("bias", torch.zeros(num_experts))
+
+    @torch.no_grad()
+    def update(self, load: Int64[Tensor, " num_experts"]) -> None:
+        """Move the bias one step towards an even load."""
+        if _check_load(load).shape != self.bias.shape:
+            raise ValueError(f"load must be ({len(self.bias)},), got {tuple(load.shape)}")
+        wide = load.to(self.bias.device, torch.float64)
+        self.bias += self.rate * torch.sign(wide.mean() - wide).float()
+
+    def extra_repr(self) -> str:
+        """What ``print(balancer)`` shows."""
+        return f"num_experts={len(self.bias)}, rate={self.rate}"

@@ -1,0 +1,204 @@
+"""The experts themselves: one small network each, applied to the rows that a routing sends there.
+
+``loop`` is the specification, to be read; ``grouped`` is the same function on rows sorted by expert, with a backward
+pass of its own.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from moe_lab.activations import activate, check_activation, hidden_columns
+from moe_lab.types import Routing
+
+
+def expert_mlp(
+    x: Float[Tensor, "tokens d_model"],
+    routing: Routing,
+    w_gate_up: Float[Tensor, "num_experts hidden d_model"],
+    w_down: Float[Tensor, "num_experts d_model d_expert"],
+    *,
+    activation: str = "swiglu",
+    backend: str = "auto",
+) -> Float[Tensor, "tokens d_model"]:
+    """Apply to each token the experts that its routing names, and add up their weighted answers.
+
+    y[t] = sum over slots s of weights[t, s] * w_down[e] @ act(w_gate_up[e] @ x[t]), e = experts[t, s]; a token with
+    empty slots only gets 0. For "swiglu" and "geglu" ``w_gate_up`` is (num_experts, 2*d_expert, d_model) = [gate; up],
+    the layout of Transformers; for "relu", "gelu" and "silu" there is no gate and it is (num_experts, d_expert,
+    d_model).
+
+    ``backend``: "loop" (the specification), "grouped" (rows sorted by expert; one product an expert that has rows), or
+    "auto" (the fastest for the device). Differentiable once in x, both weights and ``routing.weights``. Sums over slots
+    run in the wider of the dtypes of x and of the routing weights; the result has the dtype of x.
+
+    Example:
+        >>> x = torch.eye(2)
+        >>> routing = Routing(torch.tensor([[1], [-1]]), torch.tensor([[0.5], [0.0]]), num_experts=2)
+        >>> w_up, w_down = torch.ones(2, 3, 2), torch.ones(2, 2, 3)
+        >>> expert_mlp(x, routing, w_up, w_down, activation="relu")
+        tensor([[1.5000, 1.5000],
+                [0.0000, 0.0000]])
+
+    Raises TypeError for dtypes and ValueError for shapes, devices, backends or activations that do not fit, with the
+    name of the argument and what it was.
+    Source: Shazeer et al. 2017 (arXiv:1701.06538), equation 1; SwiGLU: Shazeer 2020 (arXiv:2002.05202).
+    """
+    _check(x, routing, w_gate_up, w_down, activation)
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}; got {backend!r}")
+    return BACKENDS["grouped" if backend == "auto" else backend](x, routing, w_gate_up, w_down, activation)
+
+
+def _loop(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str) -> Tensor:
+    """Expert by expert, in as few words as possible."""
+    y = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, routing.weights.dtype))
+    for expert in range(routing.num_experts):
+        token, slot = (routing.experts == expert).nonzero(as_tuple=True)
+        hidden = activate(x[token] @ w_gate_up[expert].T, activation)
+        answer = hidden @ w_down[expert].T
+        y = y.index_add(0, token, (answer * routing.weights[token, slot, None]).to(y.dtype))
+    return y.to(x.dtype)
+
+
+def sort_rows(routing: Routing) -> tuple[Tensor, Tensor]:
+    """Put all assignments in the order of their experts: each expert's rows become one block.
+
+    Returns ``order`` (rows,), positions in the flattened (tokens, slots) matrix, so that row r belongs to token
+    order[r] // slots; and ``load`` (num_experts,), the sizes of the blocks. Inside a block tokens keep their order.
+
+    Example:
+        >>> routing = Routing(torch.tensor([[1, 0], [1, -1]]), torch.tensor([[0.5, 0.5], [1.0, 0.0]]), 2)
+        >>> sort_rows(routing)
+        (tensor([1, 0, 2]), tensor([1, 2]))
+    """
+    load = routing.load
+    order = routing.experts.reshape(-1).argsort(stable=True)
+    return order[order.numel() - int(load.sum()) :], load  # empty slots are -1, so they sort to the front
+
+
+def _grouped(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str) -> Tensor:
+    order, load = sort_rows(routing)
+    token = order // max(routing.slots, 1)
+    weight = routing.weights.reshape(-1)[order]
+    return _GroupedMLP.apply(x, weight, w_gate_up, w_down, token, load.tolist(), activation)
+
+
+class _GroupedMLP(torch.autograd.Function):
+    """One product an expert over its block of rows; experts without rows are never touched.
+
+    Indexing a stacked weight inside autograd would give each expert a gradient the size of the whole stack. Here each
+    product writes straight into its own part of one gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, w_gate_up, w_down, token, load, activation):
+        rows = x[token]  # (rows, d_model)
+        hidden = blockwise(rows, w_gate_up.mT, load)  # (rows, hidden)
+        answer = blockwise(activate(hidden, activation), w_down.mT, load)  # (rows, d_model)
+        y = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, weight.dtype))
+        y.index_add_(0, token, (answer * weight[:, None]).to(y.dtype))
+        ctx.save_for_backward(rows, weight, w_gate_up, w_down, token, hidden)
+        ctx.load, ctx.activation, ctx.tokens = load, activation, x.shape[0]
+        return y.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        rows, weight, w_gate_up, w_down, token, hidden = ctx.saved_tensors
+        need_x, need_weight, need_gate_up, need_down = ctx.needs_input_grad[:4]
+        dx = dweight = dw_gate_up = dw_down = None
+        with torch.enable_grad():  # the activation has one definition; autograd derives it
+            hidden = hidden.detach().requires_grad_()
+            inner = activate(hidden, ctx.activation)
+        answers = dy[token]  # (rows, d_model), before the routing weight
+        if need_down:
+            weighted = (inner.detach() * weight[:, None]).to(rows.dtype)
+            dw_down = blockwise_outer(answers, weighted, w_down, ctx.load)
+        if need_x or need_weight or need_gate_up:
+            dinner = blockwise(answers, w_down, ctx.load)  # (rows, d_expert)
+            if need_weight:
+                dweight = (dinner * inner.detach()).sum(dim=1, dtype=weight.dtype)
+            (dhidden,) = torch.autograd.grad(inner, hidden, (dinner * weight[:, None]).to(inner.dtype))
+        if need_gate_up:
+            dw_gate_up = blockwise_outer(dhidden, rows, w_gate_up, ctx.load)
+        if need_x:
+            dx = torch.zeros(
+                ctx.tokens,
+                rows.shape[1],
+                dtype=torch.promote_types(rows.dtype, weight.dtype),
+                device=rows.device,
+            )
+            dx = dx.index_add_(0, token, blockwise(dhidden, w_gate_up, ctx.load).to(dx.dtype)).to(rows.dtype)
+        return dx, dweight, dw_gate_up, dw_down, None, None, None
+
+
+def blockwise(
+    rows: Float[Tensor, "rows d_in"], matrices: Float[Tensor, "num_experts d_in d_out"], load: list[int]
+) -> Float[Tensor, "rows d_out"]:
+    """Multiply each expert's block of rows by that expert's matrix.
+
+    Example:
+        >>> blockwise(torch.ones(3, 1), torch.tensor([[[1.0]], [[5.0]], [[7.0]]]), [1, 0, 2]).flatten()
+        tensor([1., 7., 7.])
+    """
+    out = rows.new_empty(rows.shape[0], matrices.shape[2])
+    start = 0
+    for expert, count in enumerate(load):
+        if count:
+            torch.mm(rows[start : start + count], matrices[expert], out=out[start : start + count])
+            start += count
+    return out
+
+
+def blockwise_outer(
+    left: Float[Tensor, "rows d_left"], right: Float[Tensor, "rows d_right"], like: Tensor, load: list[int]
+) -> Float[Tensor, "num_experts d_left d_right"]:
+    """For each expert, left.T @ right over its block of rows; exactly 0 for an expert without rows.
+
+    Example:
+        >>> blockwise_outer(torch.ones(3, 1), torch.ones(3, 1), torch.empty(3, 1, 1), [1, 0, 2]).flatten()
+        tensor([1., 0., 2.])
+    """
+    out = torch.empty_like(like, memory_format=torch.contiguous_format)
+    start = 0
+    for expert, count in enumerate(load):
+        if count:
+            torch.mm(left[start : start + count].T, right[start : start + count], out=out[expert])
+            start += count
+        else:
+            out[expert].zero_()
+    return out
+
+
+BACKENDS = {"loop": _loop, "grouped": _grouped}
+
+
+def _check(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str) -> None:
+    """Refuse what does not fit together, with names and numbers."""
+    if not isinstance(routing, Routing):
+        raise TypeError(f"routing must be a Routing, got {type(routing).__name__}")
+    for name, value, dims in (("x", x, 2), ("w_gate_up", w_gate_up, 3), ("w_down", w_down, 3)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise TypeError(
+                f"{name} must be a floating-point tensor, got {getattr(value, 'dtype', type(value).__name__)}"
+            )
+        if value.dim() != dims:
+            raise ValueError(f"{name} must have {dims} dimensions, got shape {tuple(value.shape)}")
+        if value.dtype != x.dtype:
+            raise TypeError(f"{name} is {value.dtype} and x is {x.dtype}; they must have one dtype")
+        if value.device != x.device:
+            raise ValueError(f"{name} is on {value.device} and x on {x.device}; they must be on one device")
+    if routing.experts.device != x.device:
+        raise ValueError(f"routing is on {routing.experts.device} and x on {x.device}; they must be on one device")
+    if routing.tokens != x.shape[0]:
+        raise ValueError(f"routing has {routing.tokens} tokens and x has {x.shape[0]}")
+    num_experts, d_model, d_expert = w_down.shape
+    if routing.num_experts != num_experts:
+        raise ValueError(f"routing has num_experts={routing.num_experts} and w_down {num_experts}")
+    if d_model != x.shape[1]:
+        raise ValueError(f"w_down must be (num_experts, d_model={x.shape[1]}, d_expert), got {tuple(w_down.shape)}")
+    want = (num_experts, hidden_columns(check_activation(activation), d_expert), d_model)
+    if tuple(w_gate_up.shape) != want:
+        raise ValueError(f"w_gate_up must be {want} for activation {activation!r}, got {tuple(w_gate_up.shape)}")

@@ -1,0 +1,228 @@
+"""A small language model over bytes whose every feed-forward layer is an MoE: something real to look at."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from moe_lab.balance import BiasBalancer
+from moe_lab.layers import MoE
+from moe_lab.types import Routing
+
+VOCABULARY = 256  # bytes
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Every size of a `LanguageModel`; ``bias_rate`` 0 trains without a balancer.
+
+    Example:
+        >>> LanguageModelConfig(num_experts=8).top_k
+        2
+
+    Raises ValueError, with the name and the value, for sizes that cannot be.
+    """
+
+    d_model: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    context: int = 256
+    d_expert: int = 128
+    num_experts: int = 16
+    top_k: int = 2
+    method: str = "sigmoid_bias"
+    num_shared: int = 0
+    bias_rate: float = 1e-3
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, (int, float) if field.type is float else field.type) or isinstance(value, bool):
+                raise ValueError(f"{field.name} must be of type {field.type.__name__}, got {value!r}")
+        for name in ("d_model", "num_layers", "num_heads", "context", "d_expert", "num_experts", "top_k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.d_model % self.num_heads:
+            raise ValueError(f"num_heads must divide d_model={self.d_model}, got {self.num_heads}")
+        if not 0 <= self.bias_rate < float("inf"):
+            raise ValueError(f"bias_rate must be a finite number of at least 0, got {self.bias_rate}")
+
+
+class Attention(nn.Module):
+    """Causal self-attention with several heads."""
+
+    def __init__(self, d_model: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x: Float[Tensor, "batch length d_model"]) -> Float[Tensor, "batch length d_model"]:
+        """Let every position look at itself and at those before it."""
+        batch, length, d_model = x.shape
+        heads = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(*heads.unbind(0), is_causal=True)
+        return self.out(seen.transpose(1, 2).reshape(batch, length, d_model))
+
+
+class Block(nn.Module):
+    """Attention, then experts, each added to the residual stream."""
+
+    def __init__(self, config: LanguageModelConfig):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.d_model)
+        self.attention = Attention(config.d_model, config.num_heads)
+        self.moe_norm = nn.RMSNorm(config.d_model)
+        balancer = BiasBalancer(config.num_experts, config.bias_rate) if config.bias_rate else None
+        self.moe = MoE(
+            config.d_model,
+            config.d_expert,
+            config.num_experts,
+            config.top_k,
+            method=config.method,
+            num_shared=config.num_shared,
+            balancer=balancer,
+        )
+
+    def forward(self, x: Float[Tensor, "batch length d_model"]) -> Float[Tensor, "batch length d_model"]:
+        """Residual in, residual out."""
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.moe(self.moe_norm(x))
+
+
+class LanguageModel(nn.Module):
+    """Bytes in, logits of the next byte out.
+
+    Embedding + learned positions -> blocks of (attention, MoE) -> norm -> logits over 256 bytes.
+
+    Example:
+        >>> model = LanguageModel(LanguageModelConfig(d_model=16, num_layers=2, num_heads=2, num_experts=4))
+        >>> model(torch.tensor([[104, 105]])).shape
+        torch.Size([1, 2, 256])
+        >>> [routing.slots for routing in model.read("hi")]
+        [2, 2]
+
+    Raises ValueError for text longer than ``config.context``.
+    """
+
+    def __init__(self, config: LanguageModelConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(VOCABULARY, config.d_model)
+        self.position = nn.Parameter(torch.empty(config.context, config.d_model))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.d_model)
+        self.head = nn.Linear(config.d_model, VOCABULARY, bias=False)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.normal_(self.position, std=0.02)
+        nn.init.zeros_(self.head.weight)  # so that training starts at log(256), whatever the seed
+
+    def forward(self, bytes_in: Int64[Tensor, "batch length"]) -> Float[Tensor, "batch length 256"]:
+        """Logits of the byte that follows each position."""
+        length = bytes_in.shape[1]
+        if length > self.config.context:
+            raise ValueError(f"text must have at most context={self.config.context} bytes, got {length}")
+        x = self.embedding(bytes_in) + self.position[:length]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+    @property
+    def layers(self) -> list[MoE]:
+        """The MoE layers, in order."""
+        return [block.moe for block in self.blocks]
+
+    @torch.no_grad()
+    def read(self, text: str) -> list[Routing]:
+        """Run a text through the model; one `Routing` a layer, one token a UTF-8 byte."""
+        codes = torch.tensor([list(text.encode())], dtype=torch.int64, device=self.position.device)
+        self(codes)
+        return [layer.routing for layer in self.layers]
+
+    @torch.no_grad()
+    def write(self, prompt: str, count: int, temperature: float = 0.0, seed: int = 0) -> str:
+        """Continue a prompt by ``count`` bytes: the likeliest ones, or drawn at a temperature above 0."""
+        draw = torch.Generator().manual_seed(seed)
+        codes = list(prompt.encode()) or [10]
+        start = len(codes)
+        for _ in range(count):
+            logits = self(torch.tensor([codes[-self.config.context :]], device=self.position.device))[0, -1].cpu()
+            if temperature > 0:
+                codes.append(int(torch.multinomial((logits / temperature).softmax(0), 1, generator=draw)))
+            else:
+                codes.append(int(logits.argmax()))
+        return bytes(codes[start:]).decode(errors="replace")
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors``; ``dtype`` rounds the weights on the way."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in self.state_dict().items()}
+        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+        save_file(tensors, folder / "model.safetensors")
+
+
+def load_model(folder: str | Path) -> LanguageModel:
+    """Load what `LanguageModel.save` wrote, as float32, ready to be read with.
+
+    Example:
+        >>> import tempfile
+        >>> model = LanguageModel(LanguageModelConfig(d_model=16, num_layers=1, num_heads=2, num_experts=4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(Path(folder))
+        ...     load_model(folder).config == model.config
+        True
+
+    Raises FileNotFoundError for a folder without the two files; ValueError, with the path, for truncated JSON, a
+    damaged weight file, or weights that do not fit the config.
+    """
+    folder = Path(folder)
+    config = read_config(LanguageModelConfig, folder / "config.json")
+    model = LanguageModel(config)
+    tensors = read_tensors(folder / "model.safetensors")
+    try:
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
+    return model.eval()
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object, with the path in every error."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        value = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); was it cut off?") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, it holds a {type(value).__name__}")
+    return value
+
+
+def read_config(kind: type, path: Path):
+    """Read a config dataclass from JSON, refusing fields that it does not have."""
+    values = read_json(path)
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{path} has the unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file, with the path in every error."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}); was it cut off?") from error

@@ -1,0 +1,68 @@
+"""Routers: from router logits to a `Routing`, one function a method, all behind `route`."""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from moe_lab.routers.assignment import base, sinkhorn
+from moe_lab.routers.capacity import expert_capacity, gshard, switch
+from moe_lab.routers.choice import noisy_top_k, sigmoid_bias, top_k
+from moe_lab.routers.expert_choice import expert_choice
+from moe_lab.routers.fixed import hash, random
+from moe_lab.routers.groups import group_limited, grouped_experts
+from moe_lab.routers.registry import options_of, required_options
+from moe_lab.types import Routing
+
+__all__ = ["METHODS", "expert_capacity", "options_of", "required_options", "route"]
+
+METHODS: dict[str, Callable[..., Routing]] = {
+    # every token chooses for itself
+    "top_k": top_k,
+    "sigmoid_bias": sigmoid_bias,
+    "noisy_top_k": noisy_top_k,
+    # experts have places, overflow is dropped
+    "switch": switch,
+    "gshard": gshard,
+    # experts live in groups
+    "group_limited": group_limited,
+    "grouped_experts": grouped_experts,
+    # experts choose
+    "expert_choice": expert_choice,
+    # the logits choose nothing
+    "hash": hash,
+    "random": random,
+    # the whole batch is assigned at once
+    "sinkhorn": sinkhorn,
+    "base": base,
+}
+"""Name of a method -> its function, called as ``function(logits, top_k, **options)``."""
+
+
+def route(logits: Float[Tensor, "tokens num_experts"], top_k: int, method: str = "top_k", **options) -> Routing:
+    """Send each token to experts by one of the `METHODS`.
+
+    Every method in which tokens choose shares four options:
+    ``score`` (what becomes a weight: "softmax" over all experts, "sigmoid" of each, or
+    "softmax_after_top_k" over the chosen logits only), ``bias`` ((num_experts,), added for the
+    selection and never to a weight), ``renormalise`` (weights of a token sum to 1), ``scale``
+    (multiplies the weights, last). Weights are differentiable in ``logits``; the selection is not.
+    Half-precision logits are routed in float32. Equal scores go to the lower expert.
+
+    So Mixtral and Qwen3 are "top_k" with ``renormalise=True``, OLMoE is "top_k", gpt-oss is "top_k" with
+    ``score="softmax_after_top_k"``, and DeepSeek-V3 is "group_limited" with ``score="sigmoid"``, its
+    bias, ``renormalise=True`` and ``scale=2.5``.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, 0.0, 1.0]])
+        >>> routing = route(logits, top_k=2, renormalise=True)
+        >>> routing.experts, routing.weights
+        (tensor([[0, 2]]), tensor([[0.7311, 0.2689]]))
+
+    Raises ValueError for an unknown method or option, logits that are not finite, and ``top_k``
+    outside ``1..num_experts``; TypeError for logits that are not floating point.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    return METHODS[method](logits, top_k, **options)

@@ -1,0 +1,99 @@
+"""Experts in groups, one group a device: group_limited, grouped_experts."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from moe_lab.routers.registry import router
+from moe_lab.routers.scores import score_logits, select, selection_scores, weigh
+from moe_lab.types import Routing
+
+
+@router()
+def group_limited(
+    logits: Float[Tensor, "tokens num_experts"],
+    top_k: int,
+    *,
+    num_groups: int,
+    top_groups: int,
+    group_top: int = 2,
+    score: str = "softmax",
+    bias: Tensor | None = None,
+    renormalise: bool = False,
+    scale: float = 1.0,
+) -> Routing:
+    """Choose top_groups groups of experts first, then the top_k best experts inside them.
+
+    A group's score is the sum of its ``group_top`` highest (score + bias): 2 in DeepSeek-V3, 1 (the maximum)
+    in DeepSeek-V2. With a group a device, a token's traffic reaches at most ``top_groups`` devices.
+
+    Example:
+        >>> logits = torch.tensor([[3.0, 0.0, 2.0, 2.0]])
+        >>> group_limited(logits, 2, num_groups=2, top_groups=1, score="sigmoid").experts
+        tensor([[2, 3]])
+
+    Raises: see `route`; ValueError for groups that do not divide num_experts, ``top_groups`` outside
+    ``1..num_groups``, or chosen groups that hold fewer than ``top_k`` experts.
+    Source: DeepSeek-V3 (arXiv:2412.19437), section 2.1.2; DeepSeek-V2 (arXiv:2405.04434), section 2.2.2.
+    """
+    tokens, num_experts = logits.shape
+    size = _group_size(num_experts, num_groups)
+    if not 1 <= top_groups <= num_groups:
+        raise ValueError(f"top_groups must lie in 1..{num_groups} (num_groups), got {top_groups}")
+    if top_groups * size < top_k:
+        raise ValueError(f"top_groups={top_groups} groups of {size} experts hold fewer than top_k={top_k}")
+    if not 1 <= group_top <= size:
+        raise ValueError(f"group_top must lie in 1..{size} (experts a group), got {group_top}")
+    scores = score_logits(logits, score)
+    ranking = scores.detach() if bias is None else selection_scores(logits, scores, bias)
+    best = ranking.view(tokens, num_groups, size).topk(group_top, dim=2).values.sum(dim=2)
+    chosen_groups = select(best, top_groups)
+    allowed = torch.zeros_like(best, dtype=torch.bool).scatter(1, chosen_groups, True)
+    # -inf, not 0: a biased score can be negative, and 0 would then win from outside the groups.
+    ranking = ranking.masked_fill(~allowed.repeat_interleave(size, dim=1), float("-inf"))
+    experts = select(ranking, top_k)
+    return Routing.trusted(experts, weigh(scores, experts, score, renormalise, scale), num_experts)
+
+
+@router()
+def grouped_experts(
+    logits: Float[Tensor, "tokens num_experts"],
+    top_k: int,
+    *,
+    num_groups: int,
+    score: str = "softmax",
+    bias: Tensor | None = None,
+    renormalise: bool = False,
+    scale: float = 1.0,
+) -> Routing:
+    """Choose the best top_k / num_groups experts inside every group: equal load a group by construction.
+
+    With a group a device, every device gets exactly tokens * top_k / num_groups rows, whatever the logits are;
+    inside a group the load is free.
+
+    Example:
+        >>> grouped_experts(torch.tensor([[3.0, 2.0, 0.0, 1.0]]), 2, num_groups=2).experts
+        tensor([[0, 3]])
+
+    Raises: see `route`; ValueError where num_groups does not divide num_experts or top_k.
+    Source: Pangu Pro MoE, "Mixture of Grouped Experts" (arXiv:2505.21411), section 2.
+    """
+    tokens, num_experts = logits.shape
+    size = _group_size(num_experts, num_groups)
+    if top_k % num_groups:
+        raise ValueError(f"num_groups must divide top_k={top_k}, got {num_groups}")
+    scores = score_logits(logits, score)
+    ranking = selection_scores(logits, scores, bias).view(tokens * num_groups, size)
+    inside = select(ranking, top_k // num_groups).view(tokens, num_groups, -1)
+    first = torch.arange(0, num_experts, size, device=logits.device).view(1, num_groups, 1)
+    experts = (inside + first).view(tokens, top_k)
+    return Routing.trusted(experts, weigh(scores, experts, score, renormalise, scale), num_experts)
+
+
+def _group_size(num_experts: int, num_groups: int) -> int:
+    """Experts a group, where they divide."""
+    if not isinstance(num_groups, int) or num_groups < 1 or num_experts % num_groups:
+        raise ValueError(
+            f"num_groups must be a whole number that divides num_experts={num_experts}, got {num_groups!r}"
+        )
+    return num_experts // num_groups

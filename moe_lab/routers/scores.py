@@ -1,0 +1,75 @@
+"""From logits to scores, from scores to a selection, from a selection to weights.
+
+Every method in which tokens choose is these three steps with another rule in the middle.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+SCORES = ("softmax", "sigmoid", "softmax_after_top_k")
+
+
+def widen(logits: Tensor) -> Tensor:
+    """Route half-precision logits in float32, as Switch does ("selective precision", section 2.4)."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def score_logits(logits: Float[Tensor, "tokens num_experts"], score: str) -> Float[Tensor, "tokens num_experts"]:
+    """Turn logits into scores: softmax over experts, sigmoid of each, or the logits themselves."""
+    if score not in SCORES:
+        raise ValueError(f"score must be one of {', '.join(SCORES)}; got {score!r}")
+    wide = widen(logits)
+    if score == "softmax":
+        return wide.softmax(dim=1)
+    return wide.sigmoid() if score == "sigmoid" else wide
+
+
+def selection_scores(logits: Tensor, scores: Tensor, bias: Tensor | None) -> Tensor:
+    """What the selection ranks: score + bias, or without a bias the logits.
+
+    Scores and logits have one order, but rounding makes equal scores of unequal logits (a sigmoid
+    is 1 for every logit above 17 in float32), so the logits are the finer ruler.
+    """
+    if bias is None:
+        return widen(logits).detach()
+    check_bias(bias, logits)
+    return scores.detach() + bias.detach()
+
+
+def check_bias(bias: Tensor, logits: Tensor) -> None:
+    """Refuse a bias that is not one finite number an expert, on the device of the logits."""
+    if not isinstance(bias, Tensor) or not bias.is_floating_point():
+        raise TypeError(f"bias must be a floating-point tensor, got {getattr(bias, 'dtype', type(bias).__name__)}")
+    if bias.shape != logits.shape[1:]:
+        raise ValueError(f"bias must be (num_experts,) = ({logits.shape[1]},), got {tuple(bias.shape)}")
+    if bias.device != logits.device:
+        raise ValueError(f"bias is on {bias.device} and logits on {logits.device}; both must be on one device")
+    if bias.device.type == "cpu" and not bool(bias.isfinite().all()):
+        raise ValueError(f"bias must be finite, got {bias.tolist()}")
+
+
+def select(ranking: Float[Tensor, "tokens num_experts"], top_k: int) -> Int64[Tensor, "tokens {top_k}"]:
+    """The top_k highest of each row, best first; equal values in the order of the experts.
+
+    ``torch.topk`` promises no order among equals, and the order is what makes a router repeatable.
+    """
+    return ranking.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
+
+
+def weigh(
+    scores: Float[Tensor, "tokens num_experts"],
+    experts: Int64[Tensor, "tokens slots"],
+    score: str,
+    renormalise: bool,
+    scale: float,
+) -> Float[Tensor, "tokens slots"]:
+    """Weights of the chosen experts; an empty slot (-1) weighs 0."""
+    empty = experts < 0
+    chosen = scores.gather(1, experts.clamp_min(0))
+    if score == "softmax_after_top_k":
+        chosen = chosen.masked_fill(empty, float("-inf")).softmax(dim=1)
+    chosen = chosen.masked_fill(empty, 0.0)  # also clears the NaN of a token with no expert at all
+    if renormalise:
+        chosen = chosen / (chosen.sum(dim=1, keepdim=True) + 1e-20)  # DeepSeek-V3's guard, for scores that underflow
+    return chosen * scale

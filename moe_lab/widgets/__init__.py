@@ -1,0 +1,6 @@
+"""Widgets: one Python class and one plain ES module each, complete in the browser without a kernel."""
+
+from moe_lab.widgets.route_one_batch import RouteOneBatch
+from moe_lab.widgets.text_view import TextView
+
+__all__ = ["RouteOneBatch", "TextView"]
