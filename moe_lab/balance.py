@@ -106,8 +106,8 @@ class BiasBalancer(nn.Module):
     """A bias an expert, learned from loads alone: raised where too few tokens came, lowered where too many.
 
     After each optimiser step, ``update(load)`` does bias += rate * sign(mean(load) - load); the router adds
-    ``.bias`` to its scores for the selection only. No loss term, no gradient, and no token sees the batch that it is in. Call it once a
-    step with that step's load: recomputed activations would otherwise count twice.
+    ``.bias`` to its scores for the selection only. No loss term, no gradient, and no token sees the batch that it is
+    in. Call it once a step with that step's load: recomputed activations would otherwise count twice.
 
     Example:
         >>> balancer = BiasBalancer(num_experts=3, rate=0.1)

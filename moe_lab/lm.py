@@ -39,7 +39,7 @@ class LanguageModelConfig:
     top_k: int = 2
     method: str = "sigmoid_bias"
     num_shared: int = 0
-    bias_rate: float = 1e-3
+    bias_rate: float = 1e-2
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -100,199 +100,222 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 // ---------------------------------------------------------------- the page
 
-const HINT = "Choose a cell with the arrow keys, then + and − change its logit by 0.1; or drag a cell up and down. " +
-  "Blue is above zero, orange below; a frame and a digit mark the choices, 1 the first.";
+// JupyterLab takes arrow keys for itself unless the focused element says otherwise.
+const QUIET = "data-lm-suppress-shortcuts";
 
-// JupyterLab takes arrow keys for itself unless the focused element carries this attribute.
-const QUIET = { "data-lm-suppress-shortcuts": "true" };
+const PAGE = `
+<div class="controls">
+  <label>Experts <input name="num_experts" type="range" min="2" max="64"><span aria-hidden="true"></span></label>
+  <label>Top-k <input name="top_k" type="range" min="1" max="8"><span aria-hidden="true"></span></label>
+  <label>Temperature <input name="temperature" type="range" min="0.05" max="10" step="0.05"><span aria-hidden="true"></span></label>
+  <label>Score <select name="score">${Object.keys(SCORES).map((key) => `<option value="${key}">${SCORES[key]}</option>`)}</select></label>
+  <label><input name="renormalise" type="checkbox"> Renormalise</label>
+  <label>Seed <input name="seed" type="number" min="0" max="2147483647"></label>
+  <button type="button">New sample</button>
+  <label><input class="as-table" type="checkbox"> Show as table</label>
+</div>
+<p class="summary" aria-live="polite"></p>
+<div class="picture">
+  <div class="scroll"><table class="grid" role="grid" aria-label="Router logits, tokens by experts"></table></div>
+  <div class="flow">
+    <svg width="230" role="img" aria-label="Ribbons from each token to its experts, as thick as their weights"></svg>
+    <div class="bars" role="img" aria-label="Bars of assignments for each expert, and their mean"></div>
+  </div>
+</div>
+<div class="tables scroll" hidden></div>
+<div class="controls"><label><span class="cell-name"></span> <input class="logit" type="number" step="0.1"></label>
+  <span class="goes-to"></span></div>
+<p class="hint">Choose a cell with the arrow keys, then + and − change its logit by 0.1; or drag a cell up and down.
+  Blue is above zero, orange below. A frame and a digit mark the choices of a token, 1 the first.</p>`;
 
 function make(tag, attributes = {}, ...children) {
-  const node = tag === "svg" || tag === "path" || tag === "text"
-    ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  const space = ["path", "text"].includes(tag) ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml";
+  const node = document.createElementNS(space, tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
   node.append(...children);
   return node;
 }
 
-function makeTable(caption, header, rows) {
-  const head = make("tr", {}, ...header.map((text) => make("th", { scope: "col" }, text)));
-  const body = rows.map(([first, ...rest]) =>
-    make("tr", {}, make("th", { scope: "row" }, first), ...rest.map((text) => make("td", {}, text))));
-  return make("table", { class: "numbers" }, make("caption", {}, caption), make("thead", {}, head), make("tbody", {}, ...body));
-}
+const nameToken = (state, token) => state.labels[token] ?? `token ${token}`;
+const nameChoices = ({ experts, weights }) => experts.map((expert, slot) => `expert ${expert} (${twoDecimals(weights[slot])})`);
 
 // Colours repeat after eight experts and the patterns then move on by one, so that 64 pairs all differ.
 const swatch = (expert) => `colour-${expert % 8} pattern-${(expert + Math.floor(expert / 8)) % 8}`;
 
-// Ribbons from tokens (left) to experts (right), as thick as their weight.
-function drawRibbons(svg, state, routes, rowHeight, chosenToken) {
-  const tokenHeight = (rowHeight * state.num_experts) / routes.length;
+function buildGrid(grid, state) {
+  const size = Math.max(12, Math.min(42, Math.floor(420 / state.num_experts)));
+  grid.className = size < 30 ? "grid narrow" : "grid";
+  grid.style.setProperty("--cell", `${size}px`);
+  const heads = state.logits[0].map((_, expert) => make("th", { scope: "col" }, expert, make("i", { class: swatch(expert) })));
+  const rows = state.logits.map((row, token) => make("tr", {}, make("th", { scope: "row" }, nameToken(state, token)),
+    ...row.map((_, expert) => make("td", { role: "gridcell", "data-token": token, "data-expert": expert, [QUIET]: "" }))));
+  grid.replaceChildren(make("thead", {}, make("tr", {}, make("td"), ...heads)), make("tbody", {}, ...rows));
+}
+
+function drawGrid(grid, state, routes, chosen) {
+  const largest = Math.max(3, ...state.logits.flat().map(Math.abs));
+  for (const cell of grid.tBodies[0].querySelectorAll("td")) {
+    const [token, expert] = [Number(cell.dataset.token), Number(cell.dataset.expert)];
+    const value = twoDecimals(state.logits[token][expert]);
+    const slot = routes[token].experts.indexOf(expert);
+    const { fill, ink } = cellColour(state.logits[token][expert], largest);
+    const choice = slot < 0 ? "" : `, choice ${slot + 1}, weight ${twoDecimals(routes[token].weights[slot])}`;
+    cell.style.cssText = `background:${fill};color:${ink}`;
+    cell.textContent = grid.classList.contains("narrow") ? "" : value;
+    cell.tabIndex = token === chosen.token && expert === chosen.expert ? 0 : -1;
+    cell.setAttribute("aria-label", `${nameToken(state, token)}, expert ${expert}, logit ${value}${choice}`);
+    cell.dataset.rank = slot < 0 ? "" : slot + 1;
+  }
+}
+
+function drawRibbons(svg, state, routes, load, rowHeight, chosen) {
+  const tokenHeight = (rowHeight * load.length) / routes.length;
   const scale = Math.min(0.8 * tokenHeight, 22) / Math.max(1, ...routes.map(({ weights }) => sum(weights)));
-  const load = loadOf(routes, state.num_experts);
-  const arrived = Array(state.num_experts).fill(0);
+  const arrived = load.map(() => 0);
   svg.replaceChildren();
+  svg.setAttribute("height", rowHeight * load.length);
   routes.forEach(({ experts, weights }, token) => {
-    let top = (token + 0.5) * tokenHeight - (scale * sum(weights)) / 2;
-    svg.append(make("text", { x: 66, y: (token + 0.5) * tokenHeight + 4 }, nameToken(state, token)));
+    const middle = (token + 0.5) * tokenHeight;
+    let top = middle - (scale * sum(weights)) / 2;
+    svg.append(make("text", { x: 66, y: middle + 4 }, nameToken(state, token)));
     experts.forEach((expert, slot) => {
       const start = top + (scale * weights[slot]) / 2;
       const end = rowHeight * (expert + 0.15 + (0.7 * (arrived[expert]++ + 0.5)) / load[expert]);
-      svg.append(make("path", {
-        class: `ribbon colour-${expert % 8}${token === chosenToken ? " strong" : ""}`,
-        "stroke-width": Math.max(0.5, scale * weights[slot]),
-        d: `M70 ${start} C150 ${start} 150 ${end} 230 ${end}`,
-      }));
+      const look = `colour-${expert % 8}${token === chosen.token ? " strong" : ""}`;
+      const line = `M70 ${start} C150 ${start} 150 ${end} 230 ${end}`;
+      svg.append(make("path", { class: look, d: line, "stroke-width": Math.max(0.5, scale * weights[slot]) }));
       top += scale * weights[slot];
     });
   });
-  svg.setAttribute("height", rowHeight * state.num_experts);
 }
 
-// A bar for each expert and a dashed line at the mean load.
 function drawBars(bars, load, rowHeight) {
-  const longest = Math.max(...load);
+  const unit = 110 / Math.max(...load);
   const mean = sum(load) / load.length;
-  bars.replaceChildren(...load.map((count, expert) => {
-    const bar = make("span", { class: `bar ${swatch(expert)}`, style: `width:${(110 * count) / longest}px` });
-    return make("div", { class: "load", style: `height:${rowHeight}px` }, make("b", {}, expert), bar, make("span", {}, count));
-  }), make("div", { class: "mean", style: `left:${26 + (110 * mean) / longest}px` }, make("span", {}, `mean ${twoDecimals(mean)}`)));
+  bars.replaceChildren(...load.map((count, expert) => make("div", { style: `height:${rowHeight}px` },
+    make("b", {}, expert), make("i", { class: swatch(expert), style: `width:${unit * count}px` }), count)));
+  bars.append(make("p", { style: `left:${26 + unit * mean}px` }, make("span", {}, `mean ${twoDecimals(mean)}`)));
 }
 
-const nameToken = (state, token) => state.labels[token] ?? `token ${token}`;
-const nameChoice = (expert, weight) => `expert ${expert} (${twoDecimals(weight)})`;
+function makeTable(caption, header, rows) {
+  const line = ([first, ...rest]) => make("tr", {}, make("th", { scope: "row" }, first), ...rest.map((text) => make("td", {}, text)));
+  const head = make("tr", {}, ...header.map((text) => make("th", { scope: "col" }, text)));
+  return make("table", {}, make("caption", {}, caption), make("thead", {}, head), make("tbody", {}, ...rows.map(line)));
+}
 
 function render({ model, el }) {
+  const root = make("div", { class: "route-one-batch" });
+  root.innerHTML = PAGE;
+  el.replaceChildren(root);
+  const find = (selector) => root.querySelector(selector);
+  const [grid, logit, asTable] = [find(".grid"), find(".logit"), find(".as-table")];
+  const fields = [...root.querySelectorAll("[name]")];
+  for (const control of root.querySelectorAll("input, select, button")) control.setAttribute(QUIET, "");
   const chosen = { token: 0, expert: 0 };
-  let frame = 0;
-  let drag = null;
+  let [frame, drag] = [0, null];
 
-  const slider = (min, max, step) => make("input", { type: "range", min, max, step, ...QUIET });
-  const score = make("select", QUIET, ...Object.entries(SCORES).map(([value, text]) => make("option", { value }, text)));
-  const fields = {
-    num_experts: slider(2, 64, 1), top_k: slider(1, 8, 1), score, temperature: slider(0.05, 5, 0.05),
-    renormalise: make("input", { type: "checkbox", ...QUIET }),
-    seed: make("input", { type: "number", min: 0, max: 2 ** 31 - 1, step: 1, ...QUIET }),
-  };
-  const shown = { num_experts: make("span", { class: "value" }), top_k: make("span", { class: "value" }), temperature: make("span", { class: "value" }) };
-  const asTable = make("input", { type: "checkbox", ...QUIET });
-  const sample = make("button", { type: "button", ...QUIET }, "New sample");
-  const summary = make("p", { class: "summary", "aria-live": "polite" });
-  const grid = make("table", { class: "grid", role: "grid", "aria-label": "Router logits, tokens by experts" });
-  const ribbons = make("svg", { width: 230, role: "img", "aria-label": "Ribbons from each token to its experts, as thick as their weight" });
-  const bars = make("div", { class: "bars", role: "img", "aria-label": "Bars: assignments of each expert, with their mean" });
-  const picture = make("div", { class: "picture" }, make("div", { class: "scroll" }, grid), make("div", { class: "flow" }, ribbons, bars));
-  const numbers = make("div", { class: "scroll tables" });
-  const logitName = make("span");
-  const logit = make("input", { type: "number", min: -20, max: 20, step: 0.1, ...QUIET });
-  const goesTo = make("span", { class: "goes-to" });
-  const labelled = (text, input, ...rest) => make("label", {}, make("span", {}, text), input, ...rest);
-  el.replaceChildren(make("div", { class: "route-one-batch" },
-    make("div", { class: "controls" },
-      labelled("Experts", fields.num_experts, shown.num_experts), labelled("Top-k", fields.top_k, shown.top_k),
-      labelled("Score", score), labelled("Renormalise", fields.renormalise),
-      labelled("Temperature", fields.temperature, shown.temperature), labelled("Seed", fields.seed),
-      sample, labelled("Show as table", asTable)),
-    summary, picture, numbers,
-    make("div", { class: "controls" }, make("label", {}, logitName, logit), goesTo), make("p", { class: "hint" }, HINT)));
-
-  // The state under the traits' names, made to fit where only one of them has been set so far.
+  // The state under the traits' names, made to fit where only one of two traits has arrived.
   function readState() {
     const state = Object.fromEntries(TRAITS.map((name) => [name, model.get(name)]));
-    state.logits = resizeLogits(state.logits, state.seed, state.num_experts);
-    state.top_k = Math.min(state.top_k, state.num_experts);
-    return state;
+    const logits = resizeLogits(state.logits, state.seed, state.num_experts);
+    return { ...state, logits, top_k: Math.min(state.top_k, state.num_experts) };
   }
+
+  function draw() {
+    frame = 0;
+    const state = readState();
+    const [routes, sentence] = [route(state), summarise(state)];
+    const load = loadOf(routes, state.num_experts);
+    const rowHeight = Math.max(12, (26 * routes.length) / load.length);
+    chosen.token = Math.min(chosen.token, routes.length - 1);
+    chosen.expert = Math.min(chosen.expert, load.length - 1);
+    find("[name=top_k]").max = Math.min(8, load.length);
+    for (const field of [...fields, logit]) {
+      const value = field === logit ? state.logits[chosen.token][chosen.expert] : state[field.name];
+      if (field.type === "checkbox") field.checked = value;
+      else if (field.value !== String(value)) field.value = value;
+      if (field.type === "range") field.nextElementSibling.textContent = value;
+    }
+    if (find(".summary").textContent !== sentence) find(".summary").textContent = sentence;
+    find(".picture").hidden = asTable.checked;
+    find(".tables").hidden = !asTable.checked;
+    const shape = `${routes.length} x ${load.length}`;
+    if (grid.dataset.shape !== shape) buildGrid(grid, state);
+    grid.dataset.shape = shape;
+    drawGrid(grid, state, routes, chosen);
+    drawRibbons(find("svg"), state, routes, load, rowHeight, chosen);
+    drawBars(find(".bars"), load, rowHeight);
+    const choices = routes[0].experts.map((_, slot) => `Choice ${slot + 1}`);
+    const rows = routes.map((one, token) => [nameToken(state, token), ...nameChoices(one)]);
+    find(".tables").replaceChildren(makeTable("Experts and weights", ["Token", ...choices], rows),
+      makeTable("Load", ["Expert", "Assignments"], [...load.entries()]));
+    const [name, one] = [nameToken(state, chosen.token), routes[chosen.token]];
+    find(".cell-name").textContent = `Logit of ${name}, expert ${chosen.expert}`;
+    find(".goes-to").textContent = `${name} goes to ${nameChoices(one).join(", ")}; ` +
+      `its weights add up to ${twoDecimals(sum(one.weights))}.`;
+  }
+
+  // One drawing a frame, however many traits have changed.
+  const schedule = () => { frame ||= requestAnimationFrame(draw); };
 
   function update(changes) {
     for (const [name, value] of Object.entries(changes)) model.set(name, value);
     model.save_changes();
   }
 
-  function sow(seed) {
-    const { logits, num_experts } = readState();
-    update({ seed, logits: drawLogits(seed, logits.length, num_experts) });
+  function setLogit(value) {
+    if (Number.isFinite(value)) update({ logits: changeLogit(readState().logits, chosen.token, chosen.expert, value) });
   }
 
-  function changeChosen(value) {
-    update({ logits: changeLogit(readState().logits, chosen.token, chosen.expert, value) });
+  function setField({ name, type, checked, value }) {
+    const { logits, seed, num_experts, top_k } = readState();
+    const number = Number(value);
+    if (name === "score") update({ score: value });
+    else if (type === "checkbox") update({ [name]: checked });
+    else if (name === "num_experts")
+      update({ num_experts: number, top_k: Math.min(top_k, number), logits: resizeLogits(logits, seed, number) });
+    else if (name !== "seed") update({ [name]: number });
+    else if (value !== "" && Number.isInteger(number) && number >= 0 && number < 2 ** 31)
+      update({ seed: number, logits: drawLogits(number, logits.length, num_experts) });
   }
-
-  function buildGrid(state) {
-    const size = Math.max(12, Math.min(42, Math.floor(420 / state.num_experts)));
-    const experts = Array.from({ length: state.num_experts }, (_, expert) => expert);
-    grid.className = size < 30 ? "grid narrow" : "grid";
-    grid.style.setProperty("--cell", `${size}px`);
-    grid.replaceChildren(
-      make("thead", {}, make("tr", { role: "row" }, make("td"), ...experts.map((expert) =>
-        make("th", { scope: "col" }, expert, make("span", { class: `swatch ${swatch(expert)}` }))))),
-      make("tbody", {}, ...state.logits.map((_, token) =>
-        make("tr", { role: "row" }, make("th", { scope: "row" }, nameToken(state, token)), ...experts.map((expert) =>
-          make("td", { role: "gridcell", "data-token": token, "data-expert": expert, ...QUIET }))))));
-  }
-
-  const cellAt = (token, expert) => grid.tBodies[0].rows[token].cells[expert + 1];
-
-  function drawGrid(state, routes) {
-    const largest = Math.max(3, ...state.logits.flat().map(Math.abs));
-    state.logits.forEach((row, token) => row.forEach((value, expert) => {
-      const cell = cellAt(token, expert);
-      const slot = routes[token].experts.indexOf(expert);
-      const { fill, ink } = cellColour(value, largest);
-      const choice = slot < 0 ? "" : `, choice ${slot + 1}, weight ${twoDecimals(routes[token].weights[slot])}`;
-      cell.style.cssText = `background:${fill};color:${ink}`;
-      cell.textContent = grid.classList.contains("narrow") ? "" : twoDecimals(value);
-      cell.tabIndex = token === chosen.token && expert === chosen.expert ? 0 : -1;
-      cell.setAttribute("aria-label", `${nameToken(state, token)}, expert ${expert}, logit ${twoDecimals(value)}${choice}`);
-      if (slot < 0) delete cell.dataset.rank;
-      else cell.dataset.rank = slot + 1;
-    }));
-  }
-
-  function drawTables(state, routes, load) {
-    const choices = Array.from({ length: state.top_k }, (_, slot) => `Choice ${slot + 1}`);
-    numbers.replaceChildren(
-      makeTable("Experts and weights", ["Token", ...choices], routes.map(({ experts, weights }, token) =>
-        [nameToken(state, token), ...experts.map((expert, slot) => nameChoice(expert, weights[slot]))])),
-      makeTable("Load", ["Expert", "Assignments"], load.map((count, expert) => [expert, count])));
-  }
-
-  function draw() {
-    frame = 0;
-    const state = readState();
-    const [routes, tokens] = [route(state), state.logits.length];
-    const load = loadOf(routes, state.num_experts);
-    chosen.token = Math.min(chosen.token, tokens - 1);
-    chosen.expert = Math.min(chosen.expert, state.num_experts - 1);
-    for (const [name, field] of Object.entries(fields)) {
-      if (field.type === "checkbox") field.checked = state[name];
-      else if (field !== document.activeElement || field.type !== "number") field.value = state[name];
-    }
-    fields.top_k.max = Math.min(8, state.num_experts);
-    for (const [name, text] of Object.entries(shown)) text.textContent = state[name];
-    if (summary.textContent !== summarise(state)) summary.textContent = summarise(state);
-    picture.hidden = asTable.checked;
-    numbers.hidden = !asTable.checked;
-    if (grid.rows.length !== tokens + 1 || grid.rows[0].cells.length !== state.num_experts + 1) buildGrid(state);
-    drawGrid(state, routes);
-    const rowHeight = Math.max(12, (26 * tokens) / state.num_experts);
-    drawRibbons(ribbons, state, routes, rowHeight, chosen.token);
-    drawBars(bars, load, rowHeight);
-    drawTables(state, routes, load);
-    const { experts, weights } = routes[chosen.token];
-    logitName.textContent = `Logit of ${nameToken(state, chosen.token)}, expert ${chosen.expert}`;
-    if (logit !== document.activeElement) logit.value = state.logits[chosen.token][chosen.expert];
-    goesTo.textContent = `${nameToken(state, chosen.token)} goes to ` +
-      `${experts.map((expert, slot) => nameChoice(expert, weights[slot])).join(", ")}; its weights add up to ${twoDecimals(sum(weights))}.`;
-  }
-
-  // One drawing a frame, however many traits have changed.
-  const schedule = () => { frame ||= requestAnimationFrame(draw); };
 
   function choose(token, expert) {
     const { logits, num_experts } = readState();
     chosen.token = Math.max(0, Math.min(logits.length - 1, token));
     chosen.expert = Math.max(0, Math.min(num_experts - 1, expert));
-    cellAt(chosen.token, chosen.expert).focus();
+    grid.tBodies[0].rows[chosen.token].cells[chosen.expert + 1].focus();
     schedule();
   }
 
+  const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -64], End: [0, 64] };
+  const changes = { "+": 0.1, "=": 0.1, "-": -0.1, "−": -0.1 };
+  grid.addEventListener("keydown", (event) => {
+    const value = readState().logits[chosen.token][chosen.expert];
+    if (event.key in steps) choose(chosen.token + steps[event.key][0], chosen.expert + steps[event.key][1]);
+    else if (event.key in changes) setLogit(value + changes[event.key]);
+    else return;
+    event.preventDefault();
+  });
+  grid.addEventListener("pointerdown", (event) => {
+    const cell = event.target.closest("[data-token]");
+    if (!cell) return;
+    choose(Number(cell.dataset.token), Number(cell.dataset.expert));
+    drag = { from: event.clientY, value: readState().logits[chosen.token][chosen.expert] };
+    grid.setPointerCapture(event.pointerId);
+  });
+  grid.addEventListener("pointermove", (event) => { if (drag) setLogit(drag.value + (drag.from - event.clientY) / 40); });
+  for (const end of ["pointerup", "pointercancel"]) grid.addEventListener(end, () => { drag = null; });
+  for (const field of fields) field.addEventListener("input", () => setField(field));
+  logit.addEventListener("input", () => { if (logit.value !== "") setLogit(Number(logit.value)); });
+  asTable.addEventListener("change", schedule);
+  find("button").addEventListener("click", () => setField({ name: "seed", value: (model.get("seed") + 1) % 2 ** 31 }));
+  for (const name of TRAITS) model.on(`change:${name}`, schedule);
+  draw();
+  return () => {
+    for (const name of TRAITS) model.off(`change:${name}`, schedule);
+    cancelAnimationFrame(frame);
+    el.replaceChildren();
+  };
+}
+
+export default { render };

@@ -1,0 +1,112 @@
+"""What every lesson starts with, and the checks of its exercises; progress is kept in one small file."""
+
+import importlib
+import json
+import os
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import torch
+
+from moe_lab.exercises import Exercise
+from moe_lab.plots.style import use_style
+from moe_lab.show import restart_numbering
+
+EXERCISE_ID = re.compile(r"(\d\d)\.(\d)")
+
+
+def start(lesson: str) -> None:
+    """Begin a lesson: fixed seeds, the figures' style, numbering from 1, and a line about progress.
+
+    Example:
+        >>> start("00")  # doctest: +ELLIPSIS
+        Lesson 00 is set up: seed 0, exercises 00.1...
+
+    Raises ValueError for a lesson that does not exist.
+    """
+    exercises = exercises_of(lesson)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  (seaborn and others draw from it)
+    torch.manual_seed(0)
+    use_style()
+    restart_numbering()
+    print(f"Lesson {lesson} is set up: seed 0, exercises {', '.join(exercises)}.")
+
+
+def check(exercise_id: str, answer: object) -> None:
+    """Test an answer against the properties that a right one has; prints the outcome and never raises for a wrong one.
+
+    Example:
+        >>> check("00.1", None)
+        00.1 not attempted yet. (ml.hint("00.1") helps)
+
+    Raises ValueError for an exercise that does not exist.
+    """
+    exercise = find_exercise(exercise_id)
+    outcome = exercise.examine(answer)
+    record(exercise_id, outcome.solved)
+    print(f"{exercise_id} {outcome.says}" + ("" if outcome.solved else f' (ml.hint("{exercise_id}") helps)'))
+
+
+def hint(exercise_id: str, level: int = 1) -> None:
+    """Print hint 1, 2 or 3 of an exercise, each saying more than the one before.
+
+    Raises ValueError for an exercise or a level that does not exist.
+    """
+    hints = find_exercise(exercise_id).hints
+    if not 1 <= level <= len(hints):
+        raise ValueError(f"level must lie in 1..{len(hints)}, got {level}")
+    more = f'  (more: ml.hint("{exercise_id}", {level + 1}))' if level < len(hints) else ""
+    print(f"Hint {level} of {len(hints)}: {hints[level - 1]}{more}")
+
+
+def progress() -> dict[str, bool]:
+    """Which exercises were tried, and which are solved: {"01.2": True, ...}.
+
+    A damaged file counts as no progress: it never stands between a reader and a lesson.
+    """
+    try:
+        saved = json.loads(progress_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return {key: bool(value) for key, value in saved.items()} if isinstance(saved, dict) else {}
+
+
+def record(exercise_id: str, solved: bool) -> None:
+    """Keep a result; an exercise once solved stays solved."""
+    results = progress()
+    results[exercise_id] = solved or results.get(exercise_id, False)
+    path = progress_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(dict(sorted(results.items())), indent=2) + "\n")
+        unfinished.replace(path)
+    except OSError as error:
+        print(f"(progress was not saved: {error})")
+
+
+def progress_file() -> Path:
+    """Where progress is kept: ``MOE_LAB_PROGRESS``, or the user's data folder."""
+    return Path(os.environ.get("MOE_LAB_PROGRESS") or platformdirs.user_data_path("moe-lab") / "progress.json")
+
+
+def exercises_of(lesson: str) -> dict[str, Exercise]:
+    """The exercises of a lesson, by id."""
+    name = f"moe_lab.exercises.lesson_{lesson}"
+    if not re.fullmatch(r"\d\d", lesson) or importlib.util.find_spec(name) is None:
+        raise ValueError(f'lesson must be the two digits of a lesson that exists, such as "00"; got {lesson!r}')
+    return importlib.import_module(name).EXERCISES
+
+
+def find_exercise(exercise_id: str) -> Exercise:
+    """The exercise with this id, such as "01.2"."""
+    match = EXERCISE_ID.fullmatch(exercise_id)
+    exercises = exercises_of(match[1]) if match else {}
+    if exercise_id not in exercises:
+        known = f"; lesson {match[1]} has {', '.join(exercises)}" if match else ""
+        raise ValueError(f'exercise must be an id such as "01.2", got {exercise_id!r}{known}')
+    return exercises[exercise_id]
