@@ -15,6 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_doctor(commands)
     add_train(commands)
+    add_notebooks(commands)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
@@ -76,6 +77,27 @@ def run_train(options) -> int:
     if options.fresh:
         start_over(options.out)
     print(f"trained: {train(model_config, config, options.out)}")
+    return 0
+
+
+def add_notebooks(commands) -> None:
+    """``notebooks``: run the lessons and write their outputs."""
+    parser = commands.add_parser("notebooks", help="run the lessons top to bottom and write their outputs")
+    parser.add_argument("only", nargs="?", default="", help="the beginning of a file name, such as 01; all if left out")
+    parser.set_defaults(run=run_notebooks)
+
+
+def run_notebooks(options) -> int:
+    """Run them; an error in a cell is shown whole."""
+    from nbclient.exceptions import CellExecutionError
+
+    from moe_lab.notebooks import execute_all
+
+    try:
+        execute_all(options.only)
+    except CellExecutionError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -65,8 +65,11 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 
 def execute_all(only: str = "") -> None:
-    """Run every lesson whose file name starts with ``only``."""
-    for path in tqdm([p for p in lessons() if p.name.startswith(only)], desc="notebooks"):
+    """Run every lesson whose file name starts with ``only``; raises ValueError if there is none."""
+    paths = [path for path in lessons() if path.name.startswith(only)]
+    if not paths:
+        raise ValueError(f"no notebook in {FOLDER} begins with {only!r}")
+    for path in tqdm(paths, desc="notebooks"):
         execute(path)
 
 

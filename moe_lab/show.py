@@ -5,6 +5,7 @@ import html
 import io
 
 import matplotlib.pyplot as plt
+from IPython import get_ipython
 from IPython.display import display
 from matplotlib.figure import Figure
 
@@ -42,8 +43,12 @@ def show(fig: Figure, alt: str, caption: str) -> None:
     if len(alt) > MAX_ALT:
         raise ValueError(f"alt must be at most {MAX_ALT} characters, got {len(alt)}; say the finding, not the data")
     _count += 1
-    display(mime_bundle(fig, alt, f"Figure {_count}. {caption}", f"Figure {_count}. {alt}"), raw=True)
+    bundle = mime_bundle(fig, alt, f"Figure {_count}. {caption}", f"Figure {_count}. {alt}")
     plt.close(fig)
+    if get_ipython() is None:  # a terminal shows no picture, but the finding is a sentence
+        print(bundle["text/plain"])
+    else:
+        display(bundle, raw=True)
 
 
 def mime_bundle(fig: Figure, alt: str, caption: str, plain: str) -> dict[str, str]:

@@ -143,8 +143,8 @@ const nameChoices = ({ experts, weights }) => experts.map((expert, slot) => `exp
 const swatch = (expert) => `colour-${expert % 8} pattern-${(expert + Math.floor(expert / 8)) % 8}`;
 
 function buildGrid(grid, state) {
-  const size = Math.max(12, Math.min(42, Math.floor(420 / state.num_experts)));
-  grid.className = size < 30 ? "grid narrow" : "grid";
+  const size = Math.max(12, Math.min(46, Math.floor(420 / state.num_experts)));
+  grid.className = size < 42 ? "grid narrow" : "grid";
   grid.style.setProperty("--cell", `${size}px`);
   const heads = state.logits[0].map((_, expert) => make("th", { scope: "col" }, expert, make("i", { class: swatch(expert) })));
   const rows = state.logits.map((row, token) => make("tr", {}, make("th", { scope: "row" }, nameToken(state, token)),
@@ -154,23 +154,27 @@ function buildGrid(grid, state) {
 
 function drawGrid(grid, state, routes, chosen) {
   const largest = Math.max(3, ...state.logits.flat().map(Math.abs));
+  const narrow = grid.classList.contains("narrow");
   for (const cell of grid.tBodies[0].querySelectorAll("td")) {
     const [token, expert] = [Number(cell.dataset.token), Number(cell.dataset.expert)];
     const value = twoDecimals(state.logits[token][expert]);
     const slot = routes[token].experts.indexOf(expert);
     const { fill, ink } = cellColour(state.logits[token][expert], largest);
+    const height = 50 + (50 * state.logits[token][expert]) / largest; // a narrow cell has no room for the number
+    const level = `linear-gradient(to top, ${fill} calc(${height}% - 1px), #444 0 ${height}%, #fff 0)`;
     const choice = slot < 0 ? "" : `, choice ${slot + 1}, weight ${twoDecimals(routes[token].weights[slot])}`;
-    cell.style.cssText = `background:${fill};color:${ink}`;
-    cell.textContent = grid.classList.contains("narrow") ? "" : value;
+    cell.className = slot < 0 ? "" : "choice";
+    cell.style.cssText = `background:${narrow && slot < 0 ? level : fill};color:${ink}`;
+    cell.textContent = narrow ? "" : value;
     cell.tabIndex = token === chosen.token && expert === chosen.expert ? 0 : -1;
     cell.setAttribute("aria-label", `${nameToken(state, token)}, expert ${expert}, logit ${value}${choice}`);
-    cell.dataset.rank = slot < 0 ? "" : slot + 1;
+    cell.dataset.rank = slot + 1;
   }
 }
 
 function drawRibbons(svg, state, routes, load, rowHeight, chosen) {
   const tokenHeight = (rowHeight * load.length) / routes.length;
-  const scale = Math.min(0.8 * tokenHeight, 22) / Math.max(1, ...routes.map(({ weights }) => sum(weights)));
+  const scale = Math.min(0.8 * tokenHeight, 36) / Math.max(1, ...routes.map(({ weights }) => sum(weights)));
   const arrived = load.map(() => 0);
   svg.replaceChildren();
   svg.setAttribute("height", rowHeight * load.length);
@@ -183,7 +187,7 @@ function drawRibbons(svg, state, routes, load, rowHeight, chosen) {
       const end = rowHeight * (expert + 0.15 + (0.7 * (arrived[expert]++ + 0.5)) / load[expert]);
       const look = `colour-${expert % 8}${token === chosen.token ? " strong" : ""}`;
       const line = `M70 ${start} C150 ${start} 150 ${end} 230 ${end}`;
-      svg.append(make("path", { class: look, d: line, "stroke-width": Math.max(0.5, scale * weights[slot]) }));
+      svg.append(make("path", { class: look, d: line, "stroke-width": Math.max(1, scale * weights[slot]) }));
       top += scale * weights[slot];
     });
   });

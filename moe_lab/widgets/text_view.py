@@ -29,9 +29,9 @@ class TextView(anywidget.AnyWidget):
         ...     experts = torch.tensor([[byte % 4] for byte in text.encode()])
         ...     return [Routing(experts, torch.ones(experts.shape), num_experts=4)]
         >>> TextView(read, "moe")
-        TextView: Layer 0, all choices: 3 bytes, busiest expert 1 takes 2 of 3 (67 %); experts 0 and 2 have none.
+        TextView: Layer 0, first choice: 3 bytes, busiest expert 1 takes 2 of 3 (67 %); experts 0 and 2 have none.
 
-    Raises ValueError for max_bytes outside 1..2000.
+    Raises ValueError for max_bytes outside 1..2000, TypeError for a ``read`` that cannot be called.
     """
 
     _esm = Path(__file__).with_name("text_view.js")
@@ -46,9 +46,11 @@ class TextView(anywidget.AnyWidget):
     num_experts = traitlets.Int().tag(sync=True)
     error = traitlets.Unicode().tag(sync=True)
     layer = traitlets.Int(0, min=0).tag(sync=True)
-    slot = traitlets.Int(-1, min=-1).tag(sync=True)
+    slot = traitlets.Int(0, min=-1).tag(sync=True)
 
     def __init__(self, read: Callable, text: str, max_bytes: int = 200):
+        if not callable(read):
+            raise TypeError(f"read must be a function of a text, got {read!r}")
         check_range("max_bytes", max_bytes, 1, 2000)
         self._read, self._max_bytes = read, max_bytes
         super().__init__(text=text)
