@@ -46,9 +46,9 @@ def expert_mlp(
     Source: Shazeer et al. 2017 (arXiv:1701.06538), equation 1; SwiGLU: Shazeer 2020 (arXiv:2002.05202).
     """
     _check(x, routing, w_gate_up, w_down, activation)
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}; got {backend!r}")
-    return BACKENDS["grouped" if backend == "auto" else backend](x, routing, w_gate_up, w_down, activation)
+    return BACKENDS["grouped" if check_backend(backend) == "auto" else backend](
+        x, routing, w_gate_up, w_down, activation
+    )
 
 
 def _loop(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str) -> Tensor:
@@ -173,6 +173,13 @@ def blockwise_outer(
 
 
 BACKENDS = {"loop": _loop, "grouped": _grouped}
+
+
+def check_backend(backend: str) -> str:
+    """Refuse a name that is neither "auto" nor in `BACKENDS`."""
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}; got {backend!r}")
+    return backend
 
 
 def _check(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str) -> None:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_lab.activations import activate, check_activation, hidden_columns
-from moe_lab.experts import expert_mlp
+from moe_lab.experts import check_backend, expert_mlp
 from moe_lab.routers import METHODS, options_of, route
 from moe_lab.routers.scores import widen
 from moe_lab.types import Routing
@@ -66,7 +66,11 @@ class MoE(nn.Module):
         if balancer is not None and "bias" in router_options:
             raise ValueError("balancer and the router option bias both set the selection bias; give one of them")
         self.num_experts, self.top_k, self.method = num_experts, top_k, method
-        self.num_shared, self.backend, self.activation = num_shared, backend, check_activation(activation)
+        self.num_shared, self.backend, self.activation = (
+            num_shared,
+            check_backend(backend),
+            check_activation(activation),
+        )
         self.router = nn.Parameter(torch.empty(num_experts, d_model))
         self.w_gate_up = nn.Parameter(torch.empty(num_experts, hidden_columns(activation, d_expert), d_model))
         self.w_down = nn.Parameter(torch.empty(num_experts, d_model, d_expert))

@@ -84,7 +84,7 @@ def grouped_experts(
         raise ValueError(f"num_groups must divide top_k={top_k}, got {num_groups}")
     scores = score_logits(logits, score)
     ranking = selection_scores(logits, scores, bias).view(tokens * num_groups, size)
-    inside = select(ranking, top_k // num_groups).view(tokens, num_groups, -1)
+    inside = select(ranking, top_k // num_groups).view(tokens, num_groups, top_k // num_groups)
     first = torch.arange(0, num_experts, size, device=logits.device).view(1, num_groups, 1)
     experts = (inside + first).view(tokens, top_k)
     return Routing.trusted(experts, weigh(scores, experts, score, renormalise, scale), num_experts)

@@ -86,14 +86,11 @@ export function twoDecimals(value) {
   return (tie ? Math.round(50 * value) / 50 : value).toFixed(2);
 }
 
-// Blue above zero and orange below, paler near it, with whichever of black and white reads better on top.
+// Blue above zero and orange below, paler near it; black reads at 4.5:1 or better on all but the darkest blue.
 export function cellColour(logit, largest) {
-  const part = Math.min(1, Math.abs(logit) / largest);
-  const end = logit < 0 ? [230, 159, 0] : [0, 114, 178];
-  const fill = end.map((channel) => Math.round(255 + (channel - 255) * part));
-  const [red, green, blue] = fill.map((channel) => (channel / 255) ** 2.2);
-  const luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue;
-  return { fill: `rgb(${fill})`, ink: luminance > 0.179 ? "#000" : "#fff" };
+  const percent = Math.min(100, (100 * Math.abs(logit)) / largest);
+  const fill = `color-mix(in srgb, ${logit < 0 ? "#e69f00" : "#0072b2"} ${percent}%, #fff)`;
+  return { fill, ink: logit > 0 && percent > 95 ? "#fff" : "#000" };
 }
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
@@ -103,12 +100,14 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 // JupyterLab takes arrow keys for itself unless the focused element says otherwise.
 const QUIET = "data-lm-suppress-shortcuts";
 
+const OPTIONS = Object.entries(SCORES).map(([value, text]) => `<option value="${value}">${text}</option>`).join("");
+const VALUE = '<span aria-hidden="true"></span>'; // the number beside a slider, which says its own aloud
 const PAGE = `
 <div class="controls">
-  <label>Experts <input name="num_experts" type="range" min="2" max="64"><span aria-hidden="true"></span></label>
-  <label>Top-k <input name="top_k" type="range" min="1" max="8"><span aria-hidden="true"></span></label>
-  <label>Temperature <input name="temperature" type="range" min="0.05" max="10" step="0.05"><span aria-hidden="true"></span></label>
-  <label>Score <select name="score">${Object.keys(SCORES).map((key) => `<option value="${key}">${SCORES[key]}</option>`)}</select></label>
+  <label>Experts <input name="num_experts" type="range" min="2" max="64">${VALUE}</label>
+  <label>Top-k <input name="top_k" type="range" min="1" max="8">${VALUE}</label>
+  <label>Temperature <input name="temperature" type="range" min="0.05" max="10" step="0.05">${VALUE}</label>
+  <label>Score <select name="score">${OPTIONS}</select></label>
   <label><input name="renormalise" type="checkbox"> Renormalise</label>
   <label>Seed <input name="seed" type="number" min="0" max="2147483647"></label>
   <button type="button">New sample</button>
@@ -137,19 +136,26 @@ function make(tag, attributes = {}, ...children) {
 }
 
 const nameToken = (state, token) => state.labels[token] ?? `token ${token}`;
-const nameChoices = ({ experts, weights }) => experts.map((expert, slot) => `expert ${expert} (${twoDecimals(weights[slot])})`);
+const shorten = (name) => ([...name].length > 10 ? `${[...name].slice(0, 9).join("")}…` : name);
+const nameChoices = ({ experts, weights }) =>
+  experts.map((expert, slot) => `expert ${expert} (${twoDecimals(weights[slot])})`);
 
 // Colours repeat after eight experts and the patterns then move on by one, so that 64 pairs all differ.
 const swatch = (expert) => `colour-${expert % 8} pattern-${(expert + Math.floor(expert / 8)) % 8}`;
 
 function buildGrid(grid, state) {
-  const size = Math.max(12, Math.min(46, Math.floor(420 / state.num_experts)));
+  const size = Math.max(12, Math.min(46, Math.floor(400 / state.num_experts)));
   grid.className = size < 42 ? "grid narrow" : "grid";
   grid.style.setProperty("--cell", `${size}px`);
-  const heads = state.logits[0].map((_, expert) => make("th", { scope: "col" }, expert, make("i", { class: swatch(expert) })));
-  const rows = state.logits.map((row, token) => make("tr", {}, make("th", { scope: "row" }, nameToken(state, token)),
-    ...row.map((_, expert) => make("td", { role: "gridcell", "data-token": token, "data-expert": expert, [QUIET]: "" }))));
-  grid.replaceChildren(make("thead", {}, make("tr", {}, make("td"), ...heads)), make("tbody", {}, ...rows));
+  const heads = state.logits[0].map((_, expert) =>
+    make("th", { scope: "col" }, expert, make("i", { class: swatch(expert) })));
+  const rows = state.logits.map((row, token) => {
+    const name = nameToken(state, token);
+    const cells = row.map((_, expert) =>
+      make("td", { role: "gridcell", "data-token": token, "data-expert": expert, [QUIET]: "" }));
+    return make("tr", {}, make("th", { scope: "row", title: name }, name), ...cells);
+  });
+  grid.replaceChildren(make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Token"), ...heads)), make("tbody", {}, ...rows));
 }
 
 function drawGrid(grid, state, routes, chosen) {
@@ -165,7 +171,7 @@ function drawGrid(grid, state, routes, chosen) {
     const choice = slot < 0 ? "" : `, choice ${slot + 1}, weight ${twoDecimals(routes[token].weights[slot])}`;
     cell.className = slot < 0 ? "" : "choice";
     cell.style.cssText = `background:${narrow && slot < 0 ? level : fill};color:${ink}`;
-    cell.textContent = narrow ? "" : value;
+    cell.textContent = narrow ? "" : value.slice(0, 5).replace(/\.$/, "");
     cell.tabIndex = token === chosen.token && expert === chosen.expert ? 0 : -1;
     cell.setAttribute("aria-label", `${nameToken(state, token)}, expert ${expert}, logit ${value}${choice}`);
     cell.dataset.rank = slot + 1;
@@ -181,7 +187,7 @@ function drawRibbons(svg, state, routes, load, rowHeight, chosen) {
   routes.forEach(({ experts, weights }, token) => {
     const middle = (token + 0.5) * tokenHeight;
     let top = middle - (scale * sum(weights)) / 2;
-    svg.append(make("text", { x: 66, y: middle + 4 }, nameToken(state, token)));
+    svg.append(make("text", { x: 66, y: middle + 4 }, shorten(nameToken(state, token))));
     experts.forEach((expert, slot) => {
       const start = top + (scale * weights[slot]) / 2;
       const end = rowHeight * (expert + 0.15 + (0.7 * (arrived[expert]++ + 0.5)) / load[expert]);
@@ -202,7 +208,8 @@ function drawBars(bars, load, rowHeight) {
 }
 
 function makeTable(caption, header, rows) {
-  const line = ([first, ...rest]) => make("tr", {}, make("th", { scope: "row" }, first), ...rest.map((text) => make("td", {}, text)));
+  const line = ([first, ...rest]) =>
+    make("tr", {}, make("th", { scope: "row" }, first), ...rest.map((text) => make("td", {}, text)));
   const head = make("tr", {}, ...header.map((text) => make("th", { scope: "col" }, text)));
   return make("table", {}, make("caption", {}, caption), make("thead", {}, head), make("tbody", {}, ...rows.map(line)));
 }
@@ -230,7 +237,7 @@ function render({ model, el }) {
     const state = readState();
     const [routes, sentence] = [route(state), summarise(state)];
     const load = loadOf(routes, state.num_experts);
-    const rowHeight = Math.max(12, (26 * routes.length) / load.length);
+    const rowHeight = Math.max(12, (26 * Math.max(8, routes.length)) / load.length);
     chosen.token = Math.min(chosen.token, routes.length - 1);
     chosen.expert = Math.min(chosen.expert, load.length - 1);
     find("[name=top_k]").max = Math.min(8, load.length);
@@ -291,7 +298,9 @@ function render({ model, el }) {
     schedule();
   }
 
-  const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -64], End: [0, 64] };
+  const steps = {
+    ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -64], End: [0, 64],
+  };
   const changes = { "+": 0.1, "=": 0.1, "-": -0.1, "−": -0.1 };
   grid.addEventListener("keydown", (event) => {
     const value = readState().logits[chosen.token][chosen.expert];
@@ -307,12 +316,15 @@ function render({ model, el }) {
     drag = { from: event.clientY, value: readState().logits[chosen.token][chosen.expert] };
     grid.setPointerCapture(event.pointerId);
   });
-  grid.addEventListener("pointermove", (event) => { if (drag) setLogit(drag.value + (drag.from - event.clientY) / 40); });
+  grid.addEventListener("pointermove", (event) => {
+    if (drag) setLogit(drag.value + (drag.from - event.clientY) / 40);
+  });
   for (const end of ["pointerup", "pointercancel"]) grid.addEventListener(end, () => { drag = null; });
   for (const field of fields) field.addEventListener("input", () => setField(field));
   logit.addEventListener("input", () => { if (logit.value !== "") setLogit(Number(logit.value)); });
   asTable.addEventListener("change", schedule);
-  find("button").addEventListener("click", () => setField({ name: "seed", value: (model.get("seed") + 1) % 2 ** 31 }));
+  const nextSeed = () => setField({ name: "seed", value: (model.get("seed") + 1) % 2 ** 31 });
+  find("button").addEventListener("click", nextSeed);
   for (const name of TRAITS) model.on(`change:${name}`, schedule);
   draw();
   return () => {

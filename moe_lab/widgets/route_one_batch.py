@@ -50,7 +50,7 @@ class RouteOneBatch(anywidget.AnyWidget):
         num_experts: int = 8,
         top_k: int = 2,
         score: str = "softmax",
-        temperature: float = 1.0,
+        temperature: float | int = 1.0,
         seed: int = 0,
         renormalise: bool = False,
     ):
@@ -121,7 +121,7 @@ class RouteOneBatch(anywidget.AnyWidget):
         self.num_experts = len(self.logits[0])
 
 
-def check_range(name: str, value: float, low: float, high: float) -> None:
+def check_range(name: str, value: float | int, low: float | int, high: float | int) -> None:
     """Refuse a number outside low..high."""
     if not low <= value <= high:
         raise ValueError(f"{name} must lie in {low}..{high}, got {value!r}")

@@ -66,15 +66,16 @@ export function nameChoices(state, layer, byte) {
 const QUIET = "data-lm-suppress-shortcuts";
 
 const PAGE = `
-<label class="sentence">Text <textarea rows="2" spellcheck="false"></textarea></label>
+<label class="sentence">Text to read <textarea rows="2" spellcheck="false"></textarea></label>
 <div class="controls">
   <label>Layer <select name="layer"></select></label>
-  <label>Expert shown <select name="slot"></select></label>
+  <label>Choice <select name="slot"></select></label>
 </div>
 <p class="summary" aria-live="polite"></p>
 <p class="notice" role="status"></p>
 <div class="chips" role="group" aria-label="Bytes of the text; arrow keys move between them"></div>
 <div class="byte"></div>
+<p class="hint">Press an expert to see only its bytes; the count beside its number is of those.</p>
 <div class="legend" role="group" aria-label="Show only the bytes of one expert"></div>
 <div class="scroll"></div>`;
 
@@ -93,8 +94,9 @@ const swatch = (expert) => (expert < 0 ? "" : `colour-${expert % 8} pattern-${(e
 function makeChip(state, layer, slot, byte, only) {
   const row = state.experts[layer][byte].filter((expert) => expert >= 0);
   const asked = slot < 0 ? row : row.slice(slot, slot + 1);
-  const numbers = asked.length > 3 ? `${asked.slice(0, 3).join(" ")} …` : asked.join(" ");
-  const look = only === null || asked.includes(only) ? swatch(asked.includes(only) ? only : asked[0] ?? -1) : "";
+  const lit = asked.includes(only) ? [only] : asked; // of many choices, the one that was asked for
+  const numbers = lit.length > 4 ? `${lit.slice(0, 4).join(" ")} …` : lit.join(" ");
+  const look = only === null || lit !== asked ? swatch(lit[0] ?? -1) : "";
   const name = `${nameByte(state.pieces, byte)}: ${nameChoices(state, layer, byte)}`;
   return button({ class: `chip ${look}`, "aria-label": name, tabindex: -1, "data-byte": byte },
     make("span", {}, state.pieces[byte]), make("b", {}, numbers || "–"), make("i"));
@@ -111,15 +113,13 @@ function drawByte(panel, state, byte) {
 function drawLoads(panel, state, layer, slot) {
   const loads = state.experts.map((_, one) => loadOf(state, one, slot));
   const largest = Math.max(1, ...loads.flat());
-  const shade = (count) => {
-    const part = count / largest;
-    return `background:rgb(${[0, 114, 178].map((end) => Math.round(255 + (end - 255) * part))});color:${part > 0.75 ? "#fff" : "#000"}`;
-  };
+  const shade = (count) => `background:color-mix(in srgb, #0072b2 ${(100 * count) / largest}%, #fff);` +
+    `color:${count > 0.95 * largest ? "#fff" : "#000"}`; // black reads at 4.5:1 or better on all but the darkest
   const head = loads[0].map((_, expert) => make("th", { scope: "col" }, expert, make("i", { class: swatch(expert) })));
   const rows = loads.map((load, one) => make("tr", one === layer ? { class: "current" } : {},
     make("th", { scope: "row" }, `Layer ${one}`), ...load.map((count) => make("td", { style: shade(count) }, count))));
   panel.replaceChildren(make("table", { class: "loads" }, make("caption", {}, `Bytes of each expert, ${nameSlot(slot)}`),
-    make("thead", {}, make("tr", {}, make("td"), ...head)), make("tbody", {}, ...rows)));
+    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Layer"), ...head)), make("tbody", {}, ...rows)));
 }
 
 function render({ model, el }) {
@@ -149,7 +149,7 @@ function render({ model, el }) {
     const empty = state.error || !state.pieces.length;
     if (!typing && text.value !== state.text) text.value = state.text;
     if (find(".summary").textContent !== summarise(state)) find(".summary").textContent = summarise(state);
-    for (const node of [find(".controls"), chips, find(".byte"), legend, find(".scroll")]) node.hidden = empty;
+    for (const node of [find(".controls"), chips, find(".byte"), find(".hint"), legend, find(".scroll")]) node.hidden = empty;
     if (empty) return;
     const { layer, slot } = placeOf(state);
     current = Math.min(current, state.pieces.length - 1);

@@ -115,9 +115,9 @@ class TextView(anywidget.AnyWidget):
             self.read_text = self.text
 
 
-def check_layers(layers: list[Routing], num_bytes: int) -> list[Routing]:
+def check_layers(layers: object, num_bytes: int) -> list[Routing]:
     """Refuse what is not one Routing a layer over ``num_bytes`` bytes and one number of experts."""
-    if not layers or not all(isinstance(layer, Routing) for layer in layers):
+    if not isinstance(layers, (list, tuple)) or {type(layer) for layer in layers} != {Routing}:
         raise ValueError(f"read must return a list with one Routing a layer, got {layers!r}")
     sizes = {(layer.tokens, layer.num_experts, layer.slots) for layer in layers}
     if len(sizes) > 1 or layers[0].tokens != num_bytes:

@@ -1,0 +1,59 @@
+# `make` lists the targets. Each does its own set-up first; a second call starts at once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PORT ?= 8888
+# JupyterLab refuses to run as root unless told; in a container root is what there is.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab test lint format notebooks train doctor lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make .venv with the pinned packages (the other targets do it by themselves)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "moe-lab needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "$(PYTHON) lacks the venv module. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@# torch alone and first: resolved together with the rest, pip may fetch another build of it before it settles
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@touch $(READY)
+
+lab: $(READY) ## open JupyterLab on lesson 00, on this machine only (PORT=8888)
+	$(BIN)/jupyter lab $(AS_ROOT) --ip=127.0.0.1 --port=$(PORT) \
+	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks/00_start_here.ipynb
+
+test: lint ## ruff, every test, and every notebook compared with its committed outputs
+	$(BIN)/python -m pytest --nbval tests moe_lab notebooks
+
+lint: $(READY) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+notebooks: $(READY) ## run every lesson top to bottom and write its outputs (ONLY=01 for one)
+	$(BIN)/python -m moe_lab notebooks $(ONLY)
+
+train: $(READY) ## train the shipped model again, into runs/stdlib-moe (about 10 minutes on 2 cores)
+	$(BIN)/python -m moe_lab train --out runs/stdlib-moe
+
+doctor: $(READY) ## say what this machine can run
+	$(BIN)/python -m moe_lab doctor
+
+lock: $(READY) ## write requirements.lock from what .venv holds (after changing pyproject.toml)
+	$(BIN)/python -m pip freeze --exclude-editable | \
+	  sed -E -e 's/\+cpu$$//' -e "s/^(triton==.*)/\1; sys_platform == 'linux'/" > requirements.lock
+
+clean: ## delete .venv and every cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,17 @@
+"""For every test and every notebook: no trace in the reader's own progress file, and what nbval compares."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+os.environ["MOE_LAB_PROGRESS"] = str(Path(tempfile.mkdtemp(prefix="moe-lab-")) / "progress.json")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network must fail, not wait
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def pytest_collectstart(collector):
+    """Compare text, not pictures: a figure's sentence in text/plain says what its data said."""
+    if hasattr(collector, "skip_compare"):
+        collector.skip_compare += ("text/html", "stderr")

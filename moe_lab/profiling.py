@@ -1,0 +1,95 @@
+"""How long a thing takes: timed in turns with its rivals, reported as a spread instead of one number."""
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds that one call took: the 20th, 50th and 80th percentile of ``repeats`` calls."""
+
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    repeats: int
+
+
+def time_interleaved(
+    functions: dict[str, Callable[[], object]], *, repeats: int = 15, warmup: int = 2, threads: int | None = None
+) -> dict[str, Timing]:
+    """Time functions without arguments in turns, so that a slow moment of the machine meets all of them.
+
+    Each is called ``warmup`` times, untimed. Then ``repeats`` rounds follow; a round calls every function once, and each
+    round starts with another one. Percentiles are linear between the nearest calls. ``threads`` sets PyTorch's CPU
+    threads meanwhile: 1 measures the work, where more also measure how the threads wait for each other on a shared
+    machine. On a GPU a call ends when the GPU has finished.
+
+    Compare the results of the functions first: a wrong answer is always fast.
+
+    Example:
+        >>> timings = time_interleaved({"sum": lambda: sum(range(10)), "max": lambda: max(range(10))}, repeats=5)
+        >>> list(timings), timings["sum"].p20_ms <= timings["sum"].p80_ms
+        (['sum', 'max'], True)
+
+    Raises TypeError for what cannot be called; ValueError for no functions, ``repeats`` or ``threads`` below 1 or a
+    ``warmup`` below 0.
+    """
+    _check(functions, repeats, warmup, threads)
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    names = list(functions)
+    with _threads(threads):
+        for function in functions.values():
+            for _ in range(warmup):
+                function()
+        for turn in range(repeats):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                samples[name].append(_milliseconds(functions[name]))
+    return {name: _summary(calls) for name, calls in samples.items()}
+
+
+def _milliseconds(function: Callable[[], object]) -> float:
+    """One call, with the GPU idle before it and finished after it."""
+    _wait_for_gpu()
+    start = time.perf_counter()
+    function()
+    _wait_for_gpu()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _summary(calls_ms: list[float]) -> Timing:
+    points = torch.quantile(torch.tensor(calls_ms, dtype=torch.float64), torch.tensor([0.2, 0.5, 0.8]).double())
+    return Timing(*points.tolist(), repeats=len(calls_ms))
+
+
+@contextmanager
+def _threads(threads: int | None):
+    """Another number of CPU threads for a while; None leaves it."""
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check(functions: dict, repeats: int, warmup: int, threads: int | None) -> None:
+    if not functions:
+        raise ValueError("functions must name at least one function, got none")
+    for name, function in functions.items():
+        if not callable(function):
+            raise TypeError(f"functions[{name!r}] must be callable without arguments, got {type(function).__name__}")
+    counts = {"repeats": (repeats, 1), "warmup": (warmup, 0), "threads": (1 if threads is None else threads, 1)}
+    for name, (value, least) in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")

@@ -1,0 +1,102 @@
+"""A Chromium for the browser tests, a page that forgives nothing, and a way to put a widget on it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+WIDGETS = Path(__file__).parents[2] / "moe_lab" / "widgets"
+LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "about:")
+
+# What a widget sees of a notebook, in a few lines: traits, and listeners to their changes.
+SHIM = """
+class Model {
+  constructor(traits) { this.traits = traits; this.listeners = {}; this.saved = 0; }
+  get(name) { return this.traits[name]; }
+  set(name, value) {
+    if (JSON.stringify(this.traits[name]) === JSON.stringify(value)) return;
+    this.traits[name] = value;
+    for (const listener of this.listeners[`change:${name}`] ?? []) listener();
+  }
+  on(event, listener) { (this.listeners[event] ??= []).push(listener); }
+  off(event, listener) { this.listeners[event] = this.listeners[event].filter((other) => other !== listener); }
+  save_changes() { this.saved += 1; }
+  count() { return Object.values(this.listeners).reduce((sum, some) => sum + some.length, 0); }
+}
+"""
+
+
+# One a module and not one a session: while Playwright is open its event loop counts as running, and a later
+# test that calls asyncio.run, as nbclient does, would fail.
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium that is already installed; it downloads and asks for nothing."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on the path: looked for chromium, google-chrome, chromium-browser")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    quiet += ["--disable-component-update", "--no-first-run"]
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=quiet)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A fresh page; the test fails if it logs an error or asks for anything outside this machine."""
+    context = browser.new_context(viewport={"width": 900, "height": 900})
+    page, problems = context.new_page(), []
+    page.set_default_timeout(10_000)
+    page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+    page.on("console", lambda line: problems.append(f"console: {line.text}") if line.type == "error" else None)
+    for event in ("request", "websocket"):
+        page.on(event, lambda asked: asked.url.startswith(LOCAL) or problems.append(f"request: {asked.url}"))
+    yield page
+    context.close()
+    assert not problems, "\n".join(problems)
+
+
+@pytest.fixture
+def logic(page):
+    """Call ``logic(widget, expression, argument)``: JavaScript over the module's exports ``m`` and ``argument``."""
+
+    def call(widget: str, expression: str, argument):
+        module = (WIDGETS / f"{widget}.js").read_text()
+        script = """async ([module, argument]) => {
+            const url = URL.createObjectURL(new Blob([module], { type: "text/javascript" }));
+            const m = await import(url);
+            return (EXPRESSION);
+        }"""
+        return page.evaluate(script.replace("EXPRESSION", expression), [module, argument])
+
+    return call
+
+
+@pytest.fixture
+def mount(page):
+    """Call ``mount(widget)`` with a widget made in Python: it appears on a blank page with no kernel behind it.
+
+    The page then has ``model`` (the shim), ``box`` (the element) and ``cleanup`` (what render returned).
+    """
+
+    def put(widget, dark: bool = False):
+        synced = {name: value for name, value in widget.get_state().items() if not name.startswith("_")}
+        traits = {name: value for name, value in synced.items() if name not in ("layout", "tabbable", "tooltip")}
+        theme = "--jp-layout-color1: #111; --jp-ui-font-color1: rgba(255, 255, 255, 0.87); background: #111"
+        page.set_content(f"<!doctype html><style>{widget._css}</style><body style='{theme if dark else ''}'><div></div>")
+        page.evaluate(
+            f"""async ([module, traits]) => {{
+                {SHIM}
+                const url = URL.createObjectURL(new Blob([module], {{ type: "text/javascript" }}));
+                const {{ default: widget }} = await import(url);
+                window.box = document.querySelector("div");
+                window.model = new Model(traits);
+                window.cleanup = widget.render({{ model, el: box }});
+            }}""",
+            [str(widget._esm), json.loads(json.dumps(traits))],
+        )
+
+    return put

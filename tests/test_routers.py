@@ -1,0 +1,311 @@
+"""Every routing method: what it promises, for any logits; and what it refuses."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from moe_lab import METHODS, Routing, route
+from moe_lab.routers import options_of
+from moe_lab.routers.capacity import expert_capacity, within_capacity
+
+NEVER_DROPS = ("top_k", "sigmoid_bias", "noisy_top_k", "group_limited", "grouped_experts", "hash", "random", "sinkhorn")
+DRAWS = ("noisy_top_k", "gshard", "random")
+PINNED_TOP_K = {"switch": 1, "base": 1, "gshard": 2}
+
+
+def options_for(method: str, tokens: int, num_experts: int, top_k: int, seed: int = 0) -> dict:
+    """Options that make a method runnable for any size."""
+    groups = max(g for g in (4, 2, 1) if num_experts % g == 0 and top_k % g == 0)
+    options = {
+        "group_limited": {"num_groups": groups, "top_groups": groups, "group_top": 1},
+        "grouped_experts": {"num_groups": groups},
+        "hash": {"token_ids": torch.arange(tokens) % 7},
+    }.get(method, {})
+    if method in DRAWS:
+        options = {**options, "generator": torch.Generator().manual_seed(seed)}
+    return options
+
+
+@st.composite
+def problems(draw):
+    """A method with logits that it can take: any size, O(1) or tied or large values."""
+    method = draw(st.sampled_from(sorted(METHODS)))
+    num_experts = draw(st.integers(PINNED_TOP_K.get(method, 1), 9))
+    top_k = PINNED_TOP_K.get(method) or draw(st.integers(1, num_experts))
+    tokens = draw(st.integers(0, 20))
+    seed = draw(st.integers(0, 10_000))
+    values = torch.randn(tokens, num_experts, generator=torch.Generator().manual_seed(seed))
+    kind = draw(st.sampled_from(["plain", "tied", "equal", "large", "collapsed"]))
+    if kind == "tied":
+        values = values.round()
+    elif kind == "equal":
+        values = torch.zeros_like(values)
+    elif kind == "large":
+        values = values * 1e4
+    elif kind == "collapsed":
+        values[:, 0] += 20.0
+    return method, values, top_k, seed
+
+
+def routed(problem) -> Routing:
+    method, logits, top_k, seed = problem
+    return route(logits, top_k, method, **options_for(method, *logits.shape, top_k, seed))
+
+
+@given(problems())
+@settings(max_examples=400, deadline=None)
+def test_routing_is_well_formed(problem):
+    method, logits, top_k, _ = problem
+    routing = routed(problem)
+    # the constructor refuses ids out of range, doubles, weights in empty slots, NaN: let it look at this one
+    Routing(routing.experts, routing.weights, routing.num_experts)
+    tokens, num_experts = logits.shape
+    assert routing.tokens == tokens and routing.num_experts == num_experts
+    assert routing.weights.dtype == logits.dtype
+    assert bool((routing.weights >= 0).all())
+    if method != "expert_choice":
+        assert routing.slots == top_k
+    assert int(routing.load.sum()) == int((routing.experts >= 0).sum())
+    if method in NEVER_DROPS:
+        assert int(routing.load.sum()) == tokens * top_k
+
+
+@given(problems())
+@settings(max_examples=150, deadline=None)
+def test_same_input_gives_the_same_bits(problem):
+    first, second = routed(problem), routed(problem)
+    assert torch.equal(first.experts, second.experts)
+    assert torch.equal(first.weights, second.weights)
+
+
+@given(problems())
+@settings(max_examples=150, deadline=None)
+def test_capacity_is_kept(problem):
+    method, logits, top_k, _ = problem
+    routing, (tokens, num_experts) = routed(problem), logits.shape
+    if method in ("switch", "gshard"):
+        assert int(routing.load.max()) <= expert_capacity(1.25, tokens, top_k, num_experts)
+    if method == "expert_choice":
+        capacity = min(tokens, expert_capacity(1.0, tokens, top_k, num_experts))
+        assert routing.load.tolist() == [capacity] * num_experts
+    if method == "base":
+        assert int(routing.load.max()) - int(routing.load.min()) <= (1 if tokens % num_experts else 0)
+    if method == "grouped_experts":
+        groups = options_for(method, tokens, num_experts, top_k)["num_groups"]
+        assert routing.load.view(groups, -1).sum(1).tolist() == [tokens * top_k // groups] * groups
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid", "softmax_after_top_k"])
+@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_weights_by_an_independent_reference(score, renormalise, biased):
+    """NumPy in float64, expert by expert, straight from the definitions."""
+    logits = torch.randn(50, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    bias = torch.linspace(-1, 1, 7, dtype=torch.float64) if biased else None
+    routing = route(logits, 3, score=score, renormalise=renormalise, scale=2.5, bias=bias)
+    for token, row in enumerate(logits.numpy()):
+        scores = {"softmax": np.exp(row) / np.exp(row).sum(), "sigmoid": 1 / (1 + np.exp(-row))}.get(score, row)
+        ranking = scores + (bias.numpy() if biased else 0)
+        experts = sorted(range(7), key=lambda e: -ranking[e])[:3]  # noqa: B023  (used at once)
+        weights = np.array([scores[e] for e in experts])
+        if score == "softmax_after_top_k":
+            weights = np.exp(weights) / np.exp(weights).sum()
+        if renormalise:
+            weights = weights / weights.sum()
+        assert routing.experts[token].tolist() == experts
+        np.testing.assert_allclose(routing.weights[token].numpy(), 2.5 * weights, rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["top_k", "sigmoid_bias", "sinkhorn", "group_limited", "grouped_experts"])
+def test_equal_logits_go_to_the_lower_expert(method):
+    routing = route(torch.zeros(3, 8), 2, method, **options_for(method, 3, 8, 2))
+    want = [0, 4] if method == "grouped_experts" else [0, 1]
+    assert routing.experts.tolist() == [want] * 3
+
+
+def test_saturated_sigmoids_still_rank_by_logit():
+    assert route(torch.tensor([[30.0, 40.0, 50.0]]), 2, score="sigmoid").experts.tolist() == [[2, 1]]
+
+
+def test_bias_selects_and_never_weighs():
+    logits = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    routing = route(logits, 2, "sigmoid_bias", bias=torch.tensor([0, 0, 0, 0, 0, 9.0]), renormalise=False)
+    assert bool((routing.experts == 5).any(dim=1).all())
+    torch.testing.assert_close(routing.weights, logits.sigmoid().gather(1, routing.experts))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_weights_send_gradients_to_the_logits(method):
+    top_k = PINNED_TOP_K.get(method, 2)
+    logits = torch.randn(12, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64, requires_grad=True)
+
+    def weights(values):
+        return route(values, top_k, method, **options_for(method, 12, 4, top_k)).weights
+
+    assert torch.autograd.gradcheck(weights, (logits,))
+    upstream = torch.rand(12, weights(logits).shape[1], dtype=torch.float64) + 0.5
+    (gradient,) = torch.autograd.grad(weights(logits), logits, upstream)
+    assert bool((gradient != 0).any())
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_routed_in_float32(method, dtype):
+    top_k = PINNED_TOP_K.get(method, 2)
+    logits = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    half = route(logits, top_k, method, **options_for(method, 16, 8, top_k))
+    assert half.weights.dtype == torch.float32
+    full = route(logits.float(), top_k, method, **options_for(method, 16, 8, top_k))
+    if method != "noisy_top_k":  # its noise is rounded to the dtype of the logits
+        assert torch.equal(half.experts, full.experts) and torch.equal(half.weights, full.weights)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_no_tokens_and_one_expert(method):
+    top_k = PINNED_TOP_K.get(method, 1)
+    empty = route(torch.empty(0, 4), top_k, method, **options_for(method, 0, 4, top_k))
+    assert empty.tokens == 0 and empty.load.tolist() == [0] * 4
+    if top_k == 1:
+        alone = route(torch.randn(5, 1), 1, method, **options_for(method, 5, 1, 1), renormalise=True)
+        assert alone.experts.tolist() == [[0]] * 5
+        assert alone.weights.tolist() == [[1.0]] * 5
+
+
+def test_every_expert_asked_is_every_expert_got():
+    for method in set(METHODS) - set(PINNED_TOP_K) - {"expert_choice"}:
+        routing = route(torch.randn(6, 4), 4, method, **options_for(method, 6, 4, 4))
+        assert routing.experts.sort(dim=1).values.tolist() == [[0, 1, 2, 3]] * 6, method
+
+
+def test_groups_are_respected():
+    logits = torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
+    limited = route(logits, 3, "group_limited", num_groups=4, top_groups=2)
+    assert max(len(set(row)) for row in (limited.experts // 3).tolist()) <= 2
+    spread = route(logits, 4, "grouped_experts", num_groups=4)
+    assert (spread.experts // 3).sort(dim=1).values.tolist() == [[0, 1, 2, 3]] * 64
+
+
+def test_negative_biased_scores_do_not_let_a_forbidden_group_in():
+    """With 0 instead of -inf outside the groups, experts 2 and 3 would win here."""
+    bias = torch.tensor([-2.0, -2.0, -3.0, -3.0])
+    routing = route(torch.zeros(1, 4), 2, "group_limited", num_groups=2, top_groups=1, score="sigmoid", bias=bias)
+    assert routing.experts.tolist() == [[0, 1]]
+
+
+def test_capacity_serves_first_choices_first_and_early_tokens_first():
+    asked = torch.tensor([[0, 1], [1, 0], [1, 0]])
+    assert within_capacity(asked, 2, capacity=2).tolist() == [[True, False], [True, True], [True, False]]
+    assert within_capacity(torch.tensor([[-1], [0], [-1], [0]]), 1, 1).flatten().tolist() == [False, True, False, False]
+
+
+@given(st.integers(0, 30), st.integers(1, 4), st.integers(1, 6), st.integers(0, 5), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+@example(tokens=5, slots=2, num_experts=2, capacity=0, seed=0)
+def test_capacity_against_counting_by_hand(tokens, slots, num_experts, capacity, seed):
+    draw = torch.Generator().manual_seed(seed)
+    asked = torch.randint(-1, num_experts, (tokens, slots), generator=draw)
+    kept, places = within_capacity(asked, num_experts, capacity), [capacity] * num_experts
+    for slot, token in itertools.product(range(slots), range(tokens)):
+        expert = int(asked[token, slot])
+        fits = expert >= 0 and places[expert] > 0
+        assert bool(kept[token, slot]) == fits
+        places[expert] -= fits
+
+
+def test_gshard_drops_weak_second_choices_by_chance():
+    logits = torch.tensor([[0.0, -1.0, -50.0]]).repeat(20_000, 1)
+    routing = route(logits, 2, "gshard", capacity_factor=3.0, generator=torch.Generator().manual_seed(0))
+    kept = float((routing.experts[:, 1] >= 0).double().mean())
+    want = 2 * float(torch.tensor(-1.0).sigmoid())  # g2 = 1 / (1 + e) after normalising
+    assert kept == pytest.approx(want, abs=0.015)
+
+
+def test_sinkhorn_balances_more_than_top_k():
+    logits = torch.randn(2048, 8, generator=torch.Generator().manual_seed(0)) + torch.linspace(0, 3, 8)
+    plain, softly = route(logits, 1).load, route(logits, 1, "sinkhorn").load
+    assert float(softly.double().std()) < 0.25 * float(plain.double().std())
+
+
+@pytest.mark.parametrize(("tokens", "num_experts"), [(12, 4), (13, 4), (3, 5), (40, 3)])
+def test_base_reaches_the_optimum_of_the_linear_programme(tokens, num_experts):
+    """HiGHS on the transport problem with loads between floor and ceiling, another solver and another form."""
+    logits = torch.randn(tokens, num_experts, generator=torch.Generator().manual_seed(tokens), dtype=torch.float64)
+    one_each = np.kron(np.eye(tokens), np.ones(num_experts))
+    loads = np.kron(np.ones(tokens), np.eye(num_experts))
+    low, high = tokens // num_experts, -(-tokens // num_experts)
+    best = linprog(
+        -logits.numpy().ravel(),
+        A_ub=np.vstack([loads, -loads]),
+        b_ub=np.concatenate([np.full(num_experts, high), np.full(num_experts, -low)]),
+        A_eq=one_each,
+        b_eq=np.ones(tokens),
+        bounds=(0, 1),
+    )
+    routing = route(logits, 1, "base")
+    value = float(logits.gather(1, routing.experts).sum())
+    assert value == pytest.approx(-best.fun, abs=1e-9)
+
+
+def test_hash_depends_on_the_id_alone():
+    ids = torch.arange(5000) % 100
+    routing = route(torch.randn(5000, 16), 2, "hash", token_ids=ids)
+    assert torch.equal(routing.experts[:100].repeat(50, 1), routing.experts)
+    other = route(torch.randn(5000, 16), 2, "hash", token_ids=ids, seed=1)
+    assert not torch.equal(other.experts, routing.experts)
+    many = route(torch.zeros(100_000, 16), 1, "hash", token_ids=torch.arange(100_000)).load.double()
+    assert float(many.std() / many.mean()) < 3 * (15 / 100_000) ** 0.5  # as even as chance: no clumping
+
+
+@pytest.mark.parametrize(
+    ("logits", "top_k", "method", "options", "error", "says"),
+    [
+        (torch.full((2, 3), float("nan")), 1, "top_k", {}, ValueError, r"logits\[0, 0\] is nan"),
+        (torch.tensor([[0.0, float("inf")]]), 1, "top_k", {}, ValueError, r"logits\[0, 1\] is inf"),
+        (torch.zeros(2, 3), 0, "top_k", {}, ValueError, r"top_k must lie in 1..3 \(num_experts\), got 0"),
+        (torch.zeros(2, 3), 4, "top_k", {}, ValueError, r"top_k must lie in 1..3 .* got 4"),
+        (torch.zeros(2, 3), 1.0, "top_k", {}, TypeError, r"top_k must be an int, got 1.0"),
+        (torch.zeros(2, 3), True, "top_k", {}, TypeError, r"top_k must be an int, got True"),
+        (torch.zeros(3), 1, "top_k", {}, ValueError, r"\(tokens, num_experts\) .* got \(3,\)"),
+        (torch.zeros(3, 0), 1, "top_k", {}, ValueError, r"at least one expert, got \(3, 0\)"),
+        (torch.zeros(2, 3, dtype=torch.int64), 1, "top_k", {}, TypeError, r"floating point, got torch.int64"),
+        ([[0.0]], 1, "top_k", {}, TypeError, r"logits must be a torch.Tensor, got list"),
+        (torch.zeros(2, 3), 1, "best", {}, ValueError, r"method must be one of top_k, .*; got 'best'"),
+        (torch.zeros(2, 3), 1, "top_k", {"capacity_factor": 1.0}, ValueError, r"'capacity_factor' is no option of"),
+        (torch.zeros(2, 3), 1, "top_k", {"score": "tanh"}, ValueError, r"score must be one of .* got 'tanh'"),
+        (torch.zeros(2, 3), 1, "top_k", {"bias": torch.zeros(2)}, ValueError, r"bias must be .* \(3,\), got \(2,\)"),
+        (torch.zeros(2, 3), 1, "top_k", {"bias": [0.0] * 3}, TypeError, r"bias must be a floating-point tensor"),
+        (torch.zeros(2, 3), 1, "top_k", {"bias": torch.full((3,), float("nan"))}, ValueError, r"bias must be finite"),
+        (torch.zeros(2, 3), 1, "top_k", {"bias": torch.zeros(3, device="meta")}, ValueError, r"bias is on meta"),
+        (torch.zeros(2, 3), 2, "switch", {}, ValueError, r"top_k must be 1 for method 'switch', got 2"),
+        (torch.zeros(2, 3), 1, "gshard", {}, ValueError, r"top_k must be 2 for method 'gshard', got 1"),
+        (torch.zeros(2, 3), 1, "switch", {"capacity_factor": 0}, ValueError, r"capacity_factor must be .* got 0"),
+        (torch.zeros(2, 3), 1, "expert_choice", {"capacity_factor": -1.0}, ValueError, r"capacity_factor .* got -1.0"),
+        (torch.zeros(2, 3), 1, "expert_choice", {"score": "softmax_after_top_k"}, ValueError, r"score must be"),
+        (torch.zeros(2, 3), 1, "hash", {}, ValueError, r"method 'hash' needs the option token_ids"),
+        (torch.zeros(2, 3), 1, "hash", {"token_ids": torch.zeros(3).long()}, ValueError, r"token_ids .* 2 tokens"),
+        (torch.zeros(2, 4), 1, "group_limited", {"num_groups": 3, "top_groups": 1}, ValueError, r"num_groups .* got 3"),
+        (torch.zeros(2, 4), 1, "group_limited", {"num_groups": 2, "top_groups": 3}, ValueError, r"top_groups .* got 3"),
+        (torch.zeros(2, 4), 3, "group_limited", {"num_groups": 2, "top_groups": 1}, ValueError, r"fewer than top_k=3"),
+        (torch.zeros(2, 4), 3, "grouped_experts", {"num_groups": 2}, ValueError, r"num_groups must divide top_k=3"),
+        (torch.zeros(2, 3), 1, "noisy_top_k", {"noise_std": -1.0}, ValueError, r"noise_std .* got -1.0"),
+        (torch.zeros(2, 3), 1, "noisy_top_k", {"noise_std": torch.zeros(3)}, ValueError, r"noise_std .* \(2, 3\)"),
+        (torch.zeros(2, 3), 1, "sinkhorn", {"temperature": 0.0}, ValueError, r"temperature .* got 0.0"),
+        (torch.zeros(2, 3), 1, "sinkhorn", {"iterations": 0}, ValueError, r"iterations .* got 0"),
+    ],
+)
+def test_refuses(logits, top_k, method, options, error, says, unchecked_shapes):
+    with pytest.raises(error, match=says):
+        route(logits, top_k, method, **options)
+
+
+def test_every_method_documents_itself():
+    for name, method in METHODS.items():
+        assert method.__name__ == name
+        for part in ("Example:", "Raises", "Source:"):
+            assert part in method.__doc__, f"{name} has no {part}"
+        assert options_of(method)
