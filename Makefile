@@ -45,7 +45,7 @@ notebooks: $(READY) ## run every lesson top to bottom and write its outputs (ONL
 	$(BIN)/python -m moe_lab notebooks $(ONLY)
 
 train: $(READY) ## train the shipped model again, into runs/stdlib-moe (about 10 minutes on 2 cores)
-	$(BIN)/python -m moe_lab train --out runs/stdlib-moe
+	$(BIN)/python -m moe_lab train --out runs/stdlib-moe --export runs/stdlib-moe/exported
 
 doctor: $(READY) ## say what this machine can run
 	$(BIN)/python -m moe_lab doctor

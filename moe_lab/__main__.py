@@ -57,18 +57,24 @@ def add_train(commands) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/first"), help="folder for the checkpoints")
     parser.add_argument("--fresh", action="store_true", help="delete the checkpoints in OUT and start over")
+    parser.add_argument("--export", type=Path, help="also write the trained model to this folder, without optimiser")
     for kind in (LanguageModelConfig, TrainConfig):
         group = parser.add_argument_group(kind.__name__)
         for field in dataclasses.fields(kind):
-            option = f"--{field.name.replace('_', '-')}"
-            group.add_argument(option, type=field.type, default=field.default, metavar=field.type.__name__, help=" ")
+            group.add_argument(
+                f"--{field.name.replace('_', '-')}",
+                type=field.type,
+                default=field.default,
+                metavar=field.type.__name__.upper(),
+                help=field.metadata["help"],
+            )
     parser.set_defaults(run=run_train)
 
 
 def run_train(options) -> int:
     """Train, then say where the result is."""
     from moe_lab.lm import LanguageModelConfig
-    from moe_lab.train import TrainConfig, start_over, train
+    from moe_lab.train import TrainConfig, export, start_over, train
 
     model_config, config = (
         kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})
@@ -77,6 +83,8 @@ def run_train(options) -> int:
     if options.fresh:
         start_over(options.out)
     print(f"trained: {train(model_config, config, options.out)}")
+    if options.export:
+        print(f"exported: {options.export}, validation loss {export(options.out, options.export):.4f} nats a byte")
     return 0
 
 

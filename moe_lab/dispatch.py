@@ -1,8 +1,8 @@
 """How tokens reached experts that have a fixed number of places: by one-hot matrix products, then by an index table.
 
-Both give every expert a padded block (capacity, d_model), so that one batched product serves all experts. `assign_places`
-says where each token stands in those blocks; the rest is two ways of carrying it there and back. Neither drops anything:
-a router with a capacity ("switch", "gshard") has done that, and a routing that does not fit is refused.
+Both give every expert a padded block (capacity, d_model), so that one batched product serves all experts.
+`assign_places` says where each token stands in those blocks; the rest is two ways of carrying it there and back.
+Neither drops anything: a router with a capacity ("switch", "gshard") has done that, and what does not fit is refused.
 """
 
 import torch
@@ -49,8 +49,8 @@ def one_hot_dispatch(
     the inputs, 0 in a place that nobody has, and the weights of the way back: mask * the token's routing weight.
 
     FLOPs: 2 * tokens * num_experts * capacity * d_model. Bytes: writes two masks of tokens * num_experts * capacity
-    numbers and reads one. Every token is multiplied into every place, so one NaN in x reaches all experts. The masks are
-    filled by index, which is cheaper than the original's product of two one-hot matrices.
+    numbers and reads one. Every token is multiplied into every place, so one NaN in x reaches all experts. The masks
+    are filled by index, which is cheaper than the original's product of two one-hot matrices.
 
     Example:
         >>> routing = Routing(torch.tensor([[1], [0]]), torch.tensor([[0.5], [1.0]]), num_experts=2)
@@ -123,7 +123,7 @@ def table_dispatch(
     """Carry tokens to their experts by looking up, for every place, which token belongs there.
 
     inputs[e, c] = x[index_table[e, c]], 0 in a place that nobody has. Returns the inputs, and each token's places for
-    the way back. Equal to `one_hot_dispatch` in every bit, except that a NaN stays with its own token.
+    the way back. The inputs equal those of `one_hot_dispatch`, except that a NaN stays with its own token.
 
     FLOPs: 0. Bytes: reads tokens * slots rows of x and writes num_experts * capacity rows.
 
@@ -191,10 +191,10 @@ def capacity_mlp(
     activation: str = "swiglu",
     dispatch: str = "table",
 ) -> Float[Tensor, "tokens d_model"]:
-    """Apply to each token its experts, all experts at once, as batched products over blocks padded to ``capacity`` rows.
+    """Apply to each token its experts, all at once, as batched products over blocks padded to ``capacity`` rows.
 
-    The function of `expert_mlp`, with its layouts of the weights, computed as before 2022 (``dispatch="one_hot"``) or
-    since (``"table"``). Differentiable in x, both weights and ``routing.weights``.
+    The function of `expert_mlp`, with its layouts of the weights; tokens travel as in GShard (``dispatch="one_hot"``)
+    or as in DeepSpeed-MoE (``"table"``). Differentiable in x, both weights and ``routing.weights``.
 
     FLOPs: ``expert_flops(num_experts * capacity, ...)``, padding included, and those of the dispatch. A capacity of
     ``routing.load.max()`` is the least that fits.
@@ -212,8 +212,7 @@ def capacity_mlp(
     Source: GShard (arXiv:2006.16668), algorithm 2.
     """
     check_experts(x, routing, w_gate_up, w_down, activation)
-    if dispatch not in DISPATCHES:
-        raise ValueError(f"dispatch must be one of {', '.join(DISPATCHES)}; got {dispatch!r}")
+    _check_dispatch(dispatch)
     if dispatch == "one_hot":
         inputs, combine_weights = one_hot_dispatch(x, routing, capacity)
     else:
@@ -223,6 +222,26 @@ def capacity_mlp(
     if dispatch == "one_hot":
         return one_hot_combine(outputs, combine_weights)
     return table_combine(outputs, places, routing.weights)
+
+
+def carry(
+    x: Float[Tensor, "tokens d_model"], routing: Routing, capacity: int, *, dispatch: str = "table"
+) -> Float[Tensor, "tokens d_model"]:
+    """Carry tokens to their places and straight back, with no expert in between: what a timing of dispatch times.
+
+    y[t] = x[t] * sum of the token's weights, 0 for a token without a place. FLOPs: `one_hot_flops` or `table_flops`.
+
+    Example:
+        >>> routing = Routing(torch.tensor([[1], [-1]]), torch.tensor([[0.5], [0.0]]), num_experts=2)
+        >>> carry(torch.tensor([[3.0], [7.0]]), routing, capacity=1).flatten()
+        tensor([1.5000, 0.0000])
+
+    Raises ValueError for a capacity below the largest load, an unknown dispatch, or x and routing that do not fit.
+    """
+    _check_dispatch(dispatch)
+    if dispatch == "one_hot":
+        return one_hot_combine(*one_hot_dispatch(x, routing, capacity))
+    return table_combine(*table_dispatch(x, routing, capacity), routing.weights)
 
 
 def one_hot_flops(tokens: int, num_experts: int, capacity: int, d_model: int) -> int:
@@ -243,6 +262,8 @@ def one_hot_flops(tokens: int, num_experts: int, capacity: int, d_model: int) ->
 
 def table_flops(tokens: int, slots: int, d_model: int) -> int:
     """FLOPs of `table_dispatch` (none: it only copies) and `table_combine`: 2 * tokens * slots * d_model.
+
+    PyTorch's counter sees them from two slots on; for one slot einsum is a plain multiplication, which it leaves out.
 
     Example:
         >>> table_flops(tokens=6, slots=1, d_model=2)
@@ -293,6 +314,12 @@ def _check_capacity(routing: Routing, capacity: int) -> Tensor:
     return load
 
 
+def _check_dispatch(dispatch: str) -> None:
+    """Refuse a way of carrying that is not here."""
+    if dispatch not in DISPATCHES:
+        raise ValueError(f"dispatch must be one of {', '.join(DISPATCHES)}; got {dispatch!r}")
+
+
 def _check_tokens(x: Tensor, routing: Routing) -> None:
     """Refuse tokens that the routing does not speak of."""
     if not isinstance(routing, Routing):
@@ -300,9 +327,7 @@ def _check_tokens(x: Tensor, routing: Routing) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     if x.dim() != 2 or x.shape[0] != routing.tokens:
-        raise ValueError(
-            f"x must be (tokens, d_model) with the routing's {routing.tokens} tokens, got {tuple(x.shape)}"
-        )
+        raise ValueError(f"x must be (tokens={routing.tokens}, d_model) like the routing, got {tuple(x.shape)}")
     if x.device != routing.experts.device:
         raise ValueError(f"routing is on {routing.experts.device} and x on {x.device}; they must be on one device")
 

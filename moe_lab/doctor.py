@@ -63,7 +63,11 @@ def _version(package: str) -> str | None:
 def _python() -> Finding:
     enough = sys.version_info >= (3, 11)
     return Finding(
-        "python", enough, True, f"{platform.python_version()} on {platform.platform()}", "Python 3.11 or newer"
+        "python",
+        enough,
+        True,
+        f"{platform.python_version()} on {platform.system()} ({platform.machine()})",
+        "Python 3.11 or newer",
     )
 
 

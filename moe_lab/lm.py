@@ -17,6 +17,12 @@ from moe_lab.layers import MoE
 from moe_lab.types import Routing
 
 VOCABULARY = 256  # bytes
+SHIPPED = Path(__file__).parents[1] / "data" / "checkpoints" / "stdlib-moe"
+
+
+def option(default: object, meaning: str):
+    """A config field with the words that ``--help`` shows for it."""
+    return dataclasses.field(default=default, metadata={"help": meaning})
 
 
 @dataclass(frozen=True)
@@ -30,16 +36,16 @@ class LanguageModelConfig:
     Raises ValueError, with the name and the value, for sizes that cannot be.
     """
 
-    d_model: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    context: int = 256
-    d_expert: int = 128
-    num_experts: int = 16
-    top_k: int = 2
-    method: str = "sigmoid_bias"
-    num_shared: int = 0
-    bias_rate: float = 1e-2
+    d_model: int = option(128, "width of a token")
+    num_layers: int = option(4, "blocks of attention and MoE")
+    num_heads: int = option(4, "attention heads")
+    context: int = option(256, "longest text, in bytes")
+    d_expert: int = option(128, "hidden width of one expert")
+    num_experts: int = option(16, "experts a layer")
+    top_k: int = option(2, "experts a token")
+    method: str = option("sigmoid_bias", "routing method")
+    num_shared: int = option(0, "experts that every token visits")
+    bias_rate: float = option(1e-2, "step of the balancing bias; 0 for none")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -67,7 +73,7 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "batch length d_model"]) -> Float[Tensor, "batch length d_model"]:
         """Let every position look at itself and at those before it."""
         batch, length, d_model = x.shape
-        heads = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        heads = self.qkv(x).view(batch, length, 3, self.num_heads, d_model // self.num_heads).permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(*heads.unbind(0), is_causal=True)
         return self.out(seen.transpose(1, 2).reshape(batch, length, d_model))
 
@@ -168,8 +174,8 @@ class LanguageModel(nn.Module):
         save_file(tensors, folder / "model.safetensors")
 
 
-def load_model(folder: str | Path) -> LanguageModel:
-    """Load what `LanguageModel.save` wrote, as float32, ready to be read with.
+def load_model(folder: str | Path = SHIPPED) -> LanguageModel:
+    """Load what `LanguageModel.save` wrote, as float32, ready to be read with; by default the model of the lessons.
 
     Example:
         >>> import tempfile

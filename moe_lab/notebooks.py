@@ -118,7 +118,7 @@ def _cell_problems(cell: nbformat.NotebookNode) -> list[str]:
         ast.parse(cell.source)
     except SyntaxError as error:
         found.append(f"not plain Python: {error.msg}")
-    if re.search(r"nbval_skip", cell.source + " ".join(cell.metadata.get("tags", [])), flags=re.IGNORECASE):
+    if re.search(r"nbval[-_]skip", cell.source + " ".join(cell.metadata.get("tags", [])), flags=re.IGNORECASE):
         found.append("it is skipped by the test")
     for output in cell.outputs:
         if output.output_type == "error":

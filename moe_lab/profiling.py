@@ -23,9 +23,9 @@ def time_interleaved(
 ) -> dict[str, Timing]:
     """Time functions without arguments in turns, so that a slow moment of the machine meets all of them.
 
-    Each is called ``warmup`` times, untimed. Then ``repeats`` rounds follow; a round calls every function once, and each
-    round starts with another one. Percentiles are linear between the nearest calls. ``threads`` sets PyTorch's CPU
-    threads meanwhile: 1 measures the work, where more also measure how the threads wait for each other on a shared
+    Each is called ``warmup`` times, untimed. Then ``repeats`` rounds follow; a round calls every function once, and
+    each round starts with another one. Percentiles are linear between the nearest calls. ``threads`` sets PyTorch's
+    CPU threads meanwhile: 1 measures the work, where more also measure how the threads wait for each other on a shared
     machine. On a GPU a call ends when the GPU has finished.
 
     Compare the results of the functions first: a wrong answer is always fast.

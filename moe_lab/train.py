@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from moe_lab.balance import BiasBalancer, measure_balance
 from moe_lab.checkpoint import latest_checkpoint, publish_folder, remove_older, write_json
 from moe_lab.corpus import Corpus, draw_batch, standard_library
-from moe_lab.lm import LanguageModel, LanguageModelConfig, load_model, read_config, read_tensors
+from moe_lab.lm import LanguageModel, LanguageModelConfig, load_model, option, read_config, read_tensors
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class TrainConfig:
     Raises ValueError, with the name and the value, for numbers that cannot be.
     """
 
-    steps: int = 1800
-    batch: int = 16
-    learning_rate: float = 3e-3
-    warmup: int = 100
-    weight_decay: float = 0.1
-    seed: int = 0
-    validate_every: int = 100
-    checkpoint_every: int = 100
+    steps: int = option(1800, "optimiser steps in all")
+    batch: int = option(16, "texts a step, each as long as the context")
+    learning_rate: float = option(3e-3, "highest learning rate")
+    warmup: int = option(100, "steps of linear warm-up")
+    weight_decay: float = option(0.1, "AdamW's weight decay, matrices only")
+    seed: int = option(0, "seed of the weights and of every batch")
+    validate_every: int = option(100, "steps between validations")
+    checkpoint_every: int = option(100, "steps between checkpoints: the most that a kill can cost")
 
     def __post_init__(self):
         for name in ("steps", "batch", "validate_every", "checkpoint_every"):
@@ -227,6 +227,28 @@ def refuse_other_config(trainer: Trainer, model_config: LanguageModelConfig, con
                     f"{out} holds a run with {name}={getattr(begun, name)!r}, asked for {name}={value!r}; "
                     "give the same value, another --out, or --fresh to start over"
                 )
+
+
+def export(run: Path, folder: Path) -> float:
+    """Write the newest model of a run for readers: weights rounded to float16, its curve, no optimiser.
+
+    Returns the validation loss of the rounded model, which the record holds too. Raises ValueError for a run without
+    a checkpoint.
+    """
+    newest = latest_checkpoint(run)
+    if newest is None:
+        raise ValueError(f"run {run} holds no checkpoint")
+    trainer = Trainer.resume(newest)
+    trainer.model.save(folder, dtype=torch.float16)
+    trainer.model.load_state_dict(load_model(folder).state_dict())
+    record = {
+        "train": dataclasses.asdict(trainer.config),
+        "corpus": trainer.corpus.source,
+        "validation_of_rounded_weights": trainer.validate(),
+        "history": dataclasses.asdict(trainer.history),
+    }
+    write_json(folder / "training.json", record)
+    return record["validation_of_rounded_weights"]
 
 
 def start_over(out: Path) -> None:

@@ -111,7 +111,7 @@ def test_weights_by_an_independent_reference(score, renormalise, biased):
     for token, row in enumerate(logits.numpy()):
         scores = {"softmax": np.exp(row) / np.exp(row).sum(), "sigmoid": 1 / (1 + np.exp(-row))}.get(score, row)
         ranking = scores + (bias.numpy() if biased else 0)
-        experts = sorted(range(7), key=lambda e: -ranking[e])[:3]  # noqa: B023  (used at once)
+        experts = sorted(range(7), key=lambda e: -ranking[e])[:3]
         weights = np.array([scores[e] for e in experts])
         if score == "softmax_after_top_k":
             weights = np.exp(weights) / np.exp(weights).sum()

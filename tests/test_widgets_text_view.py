@@ -51,6 +51,16 @@ def test_a_new_text_is_read_again():
     assert (view.read_text, len(view.experts[0])) == ("four", 4)
 
 
+def test_who_watches_sees_whole_readings():
+    said = []
+    view = TextView(read, "abc")
+    view.observe(lambda change: said.append(view.summary()))
+    for text in ("", "abcdefg", "a"):
+        said.clear()
+        view.text = text
+        assert set(said) == {view.summary()}
+
+
 def test_empty_text_is_a_sentence_and_reads_nothing():
     view = TextView(lambda text: pytest.fail("read was called"), "")
     assert view.summary() == "There is no text to read yet."

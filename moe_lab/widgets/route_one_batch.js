@@ -31,7 +31,7 @@ const roundLogit = (value) => Math.floor(100 * value + 0.5) / 100;
 
 export function changeLogit(logits, token, expert, value) {
   const changed = logits.map((row) => [...row]);
-  changed[token][expert] = Math.max(-20, Math.min(20, roundLogit(value)));
+  changed[token][expert] = Math.max(-1000, Math.min(1000, roundLogit(value)));
   return changed;
 }
 
@@ -41,7 +41,7 @@ export function route({ logits, top_k, score, renormalise, temperature }) {
     const scaled = row.map((logit) => logit / temperature);
     const experts = row.map((_, expert) => expert).sort((a, b) => scaled[b] - scaled[a] || a - b).slice(0, top_k);
     const chosen = experts.map((expert) => scaled[expert]);
-    const powers = (values) => values.map((value) => Math.exp(value - chosen[0])); // the highest becomes 1: no overflow
+    const powers = (values) => values.map((value) => Math.exp(value - chosen[0])); // at most 1: no overflow
     const whole = sum(powers(score === "softmax" ? scaled : chosen));
     let weights = score === "sigmoid" ? chosen.map((value) => 1 / (1 + Math.exp(-value)))
       : powers(chosen).map((power) => power / whole);
@@ -155,7 +155,8 @@ function buildGrid(grid, state) {
       make("td", { role: "gridcell", "data-token": token, "data-expert": expert, [QUIET]: "" }));
     return make("tr", {}, make("th", { scope: "row", title: name }, name), ...cells);
   });
-  grid.replaceChildren(make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Token"), ...heads)), make("tbody", {}, ...rows));
+  const head = make("tr", {}, make("th", { scope: "col" }, "Token"), ...heads);
+  grid.replaceChildren(make("thead", {}, head), make("tbody", {}, ...rows));
 }
 
 function drawGrid(grid, state, routes, chosen) {
@@ -208,10 +209,10 @@ function drawBars(bars, load, rowHeight) {
 }
 
 function makeTable(caption, header, rows) {
-  const line = ([first, ...rest]) =>
-    make("tr", {}, make("th", { scope: "row" }, first), ...rest.map((text) => make("td", {}, text)));
   const head = make("tr", {}, ...header.map((text) => make("th", { scope: "col" }, text)));
-  return make("table", {}, make("caption", {}, caption), make("thead", {}, head), make("tbody", {}, ...rows.map(line)));
+  const body = rows.map(([first, ...rest]) =>
+    make("tr", {}, make("th", { scope: "row" }, first), ...rest.map((text) => make("td", {}, text))));
+  return make("table", {}, make("caption", {}, caption), make("thead", {}, head), make("tbody", {}, ...body));
 }
 
 function render({ model, el }) {
@@ -223,7 +224,7 @@ function render({ model, el }) {
   const fields = [...root.querySelectorAll("[name]")];
   for (const control of root.querySelectorAll("input, select, button")) control.setAttribute(QUIET, "");
   const chosen = { token: 0, expert: 0 };
-  let [frame, drag] = [0, null];
+  let [frame, drag, built] = [0, null, ""];
 
   // The state under the traits' names, made to fit where only one of two traits has arrived.
   function readState() {
@@ -250,9 +251,9 @@ function render({ model, el }) {
     if (find(".summary").textContent !== sentence) find(".summary").textContent = sentence;
     find(".picture").hidden = asTable.checked;
     find(".tables").hidden = !asTable.checked;
-    const shape = `${routes.length} x ${load.length}`;
-    if (grid.dataset.shape !== shape) buildGrid(grid, state);
-    grid.dataset.shape = shape;
+    const shape = JSON.stringify([routes.length, load.length, state.labels]);
+    if (shape !== built) buildGrid(grid, state); // once only, so that a cell keeps the focus and a drag goes on
+    built = shape;
     drawGrid(grid, state, routes, chosen);
     drawRibbons(find("svg"), state, routes, load, rowHeight, chosen);
     drawBars(find(".bars"), load, rowHeight);
@@ -275,7 +276,7 @@ function render({ model, el }) {
   }
 
   function setLogit(value) {
-    if (Number.isFinite(value)) update({ logits: changeLogit(readState().logits, chosen.token, chosen.expert, value) });
+    update({ logits: changeLogit(readState().logits, chosen.token, chosen.expert, value) });
   }
 
   function setField({ name, type, checked, value }) {
@@ -304,6 +305,7 @@ function render({ model, el }) {
   const changes = { "+": 0.1, "=": 0.1, "-": -0.1, "−": -0.1 };
   grid.addEventListener("keydown", (event) => {
     const value = readState().logits[chosen.token][chosen.expert];
+    if (event.ctrlKey || event.metaKey || event.altKey) return; // the browser's own
     if (event.key in steps) choose(chosen.token + steps[event.key][0], chosen.expert + steps[event.key][1]);
     else if (event.key in changes) setLogit(value + changes[event.key]);
     else return;

@@ -92,9 +92,9 @@ class RouteOneBatch(anywidget.AnyWidget):
         rule = SCORES[self.score] + (", renormalised" if self.renormalise else "")
         first = sum(routing.weights[:, 0].tolist()) / tokens
         return (
-            f"{tokens} {'token' if tokens == 1 else 'tokens'}, top-{self.top_k} of {self.num_experts} experts "
+            f"{tokens} {'token' if tokens == 1 else 'tokens'}, top-{routing.slots} of {len(load)} experts "
             f"by {rule}: busiest expert {load.index(max(load))} has {max(load)} of {sum(load)} assignments, "
-            f"max over mean {max(load) * self.num_experts / sum(load):.2f}; {name_idle(load)}. "
+            f"max over mean {max(load) * len(load) / sum(load):.2f}; {name_idle(load)}. "
             f"First choices weigh {first:.2f} on average."
         )
 

@@ -1,7 +1,8 @@
 // Text view: the bytes of a sentence, and which experts read each of them in every layer.
 // The first part is arithmetic without a page, the twin of text_view.py; a test compares the two.
 
-const TRAITS = ["text", "read_text", "total_bytes", "pieces", "experts", "weights", "num_experts", "error", "layer", "slot"];
+const READING = ["text", "read_text", "total_bytes", "pieces", "experts", "weights", "num_experts", "error"];
+const TRAITS = [...READING, "layer", "slot"];
 const ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"];
 const CONTINUED = "⋯";
 const TYPING_MS = 250; // wait until the typing pauses
@@ -106,7 +107,8 @@ function makeChip(state, layer, slot, byte, only) {
 function drawByte(panel, state, byte) {
   const rows = state.experts.map((_, layer) =>
     make("tr", {}, make("th", { scope: "row" }, `Layer ${layer}`), make("td", {}, nameChoices(state, layer, byte))));
-  panel.replaceChildren(make("table", {}, make("caption", {}, `In every layer: ${nameByte(state.pieces, byte)}`), make("tbody", {}, ...rows)));
+  const caption = make("caption", {}, `In every layer: ${nameByte(state.pieces, byte)}`);
+  panel.replaceChildren(make("table", {}, caption, make("tbody", {}, ...rows)));
 }
 
 // Load, layers by experts; the darker, the more bytes.
@@ -118,8 +120,10 @@ function drawLoads(panel, state, layer, slot) {
   const head = loads[0].map((_, expert) => make("th", { scope: "col" }, expert, make("i", { class: swatch(expert) })));
   const rows = loads.map((load, one) => make("tr", one === layer ? { class: "current" } : {},
     make("th", { scope: "row" }, `Layer ${one}`), ...load.map((count) => make("td", { style: shade(count) }, count))));
-  panel.replaceChildren(make("table", { class: "loads" }, make("caption", {}, `Bytes of each expert, ${nameSlot(slot)}`),
-    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Layer"), ...head)), make("tbody", {}, ...rows)));
+  panel.replaceChildren(make("table", { class: "loads" },
+    make("caption", {}, `Bytes of each expert, ${nameSlot(slot)}`),
+    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Layer"), ...head)),
+    make("tbody", {}, ...rows)));
 }
 
 function render({ model, el }) {
@@ -149,7 +153,7 @@ function render({ model, el }) {
     const empty = state.error || !state.pieces.length;
     if (!typing && text.value !== state.text) text.value = state.text;
     if (find(".summary").textContent !== summarise(state)) find(".summary").textContent = summarise(state);
-    for (const node of [find(".controls"), chips, find(".byte"), find(".hint"), legend, find(".scroll")]) node.hidden = empty;
+    for (const node of root.querySelectorAll(".controls, .chips, .byte, .hint, .legend, .scroll")) node.hidden = empty;
     if (empty) return;
     const { layer, slot } = placeOf(state);
     current = Math.min(current, state.pieces.length - 1);
@@ -185,7 +189,9 @@ function render({ model, el }) {
   function awaitAnswer() {
     clearTimeout(answer);
     unanswered = false;
-    if (model.get("read_text") !== model.get("text")) answer = setTimeout(() => { unanswered = true; drawNotice(); }, ANSWER_MS);
+    if (model.get("read_text") !== model.get("text")) {
+      answer = setTimeout(() => { unanswered = true; drawNotice(); }, ANSWER_MS);
+    }
     drawNotice();
   }
 
@@ -220,7 +226,8 @@ function render({ model, el }) {
   chips.addEventListener("pointerover", (event) => inspect(byteOf(event)));
   chips.addEventListener("keydown", (event) => {
     const last = chips.children.length - 1;
-    const next = { ArrowLeft: current - 1, ArrowUp: current - 1, ArrowRight: current + 1, ArrowDown: current + 1, Home: 0, End: last }[event.key];
+    const [back, on] = [current - 1, current + 1];
+    const next = { ArrowLeft: back, ArrowUp: back, ArrowRight: on, ArrowDown: on, Home: 0, End: last }[event.key];
     if (next === undefined) return;
     event.preventDefault();
     chips.children[Math.max(0, Math.min(last, next))].focus();

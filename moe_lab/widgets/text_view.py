@@ -107,7 +107,7 @@ class TextView(anywidget.AnyWidget):
                 layers = check_layers(self._read(first_bytes(text, self._max_bytes)), len(pieces))
         except Exception as problem:  # whatever happens in `read`, the reader of the page gets a sentence
             pieces, error = [], " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
-        with self.hold_sync():
+        with self.hold_sync(), self.hold_trait_notifications():  # nobody sees half of a new reading
             self.error, self.pieces, self.total_bytes = error, pieces, len(text.encode())
             self.experts = [routing.experts.tolist() for routing in layers]
             self.weights = [[[round(w, 4) for w in row] for row in routing.weights.tolist()] for routing in layers]

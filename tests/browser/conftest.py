@@ -85,8 +85,8 @@ def mount(page):
     def put(widget, dark: bool = False):
         synced = {name: value for name, value in widget.get_state().items() if not name.startswith("_")}
         traits = {name: value for name, value in synced.items() if name not in ("layout", "tabbable", "tooltip")}
-        theme = "--jp-layout-color1: #111; --jp-ui-font-color1: rgba(255, 255, 255, 0.87); background: #111"
-        page.set_content(f"<!doctype html><style>{widget._css}</style><body style='{theme if dark else ''}'><div></div>")
+        theme = "--jp-layout-color1: #111; --jp-ui-font-color1: rgba(255, 255, 255, 0.87)" if dark else ""
+        page.set_content(f"<!doctype html><style>{widget._css}</style><body style='{theme}'><div></div>")
         page.evaluate(
             f"""async ([module, traits]) => {{
                 {SHIM}

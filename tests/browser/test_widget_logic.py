@@ -15,9 +15,9 @@ def batch_states(count):
     rng = random.Random(0)
     for number in range(count):
         num_experts = rng.choice([2, 3, 8, 17, 64])
-        draw = [lambda: rng.gauss(0, 1), lambda: rng.randint(-1, 1), lambda: rng.choice([-700, -20, 0, 20, 700])][number % 3]
+        draws = [lambda: rng.gauss(0, 1), lambda: rng.randint(-1, 1), lambda: rng.choice([-700, -20, 0, 20, 700])]
         yield RouteOneBatch(
-            [[draw() for _ in range(num_experts)] for _ in range(rng.randint(1, 12))],
+            [[draws[number % 3]() for _ in range(num_experts)] for _ in range(rng.randint(1, 12))],
             top_k=min(8, num_experts) if number % 5 == 0 else rng.randint(1, min(8, num_experts)),
             score=rng.choice(list(SCORES)),
             temperature=rng.choice([0.05, 0.7, 1.0, 10.0]),
@@ -50,7 +50,8 @@ def test_both_languages_draw_the_same_logits(logic):
     assert drawn == [draw_logits(*one) for one in asked]
     table = [[1.5, -2.0, 0.25], [0.0, 3.0, 1.0]]
     for width in (2, 3, 7):
-        assert logic("route_one_batch", "m.resizeLogits(...argument)", [table, 5, width]) == resize_logits(table, 5, width)
+        resized = logic("route_one_batch", "m.resizeLogits(...argument)", [table, 5, width])
+        assert resized == resize_logits(table, 5, width)
 
 
 def test_two_decimals_round_as_python_does(logic):
@@ -68,7 +69,7 @@ def test_idle_experts_have_the_same_names(logic):
 def test_changed_logits_stay_in_range_and_leave_the_others(logic):
     table = [[1.0, 2.0], [3.0, 4.0]]
     changed = logic("route_one_batch", "[5, 1e9, -1e9, 0.126].map((v) => m.changeLogit(argument, 1, 0, v))", table)
-    assert changed == [[[1.0, 2.0], [value, 4.0]] for value in (5, 20, -20, 0.13)]
+    assert changed == [[[1.0, 2.0], [value, 4.0]] for value in (5, 1000, -1000, 0.13)]
 
 
 def reading_states(count):
@@ -76,7 +77,8 @@ def reading_states(count):
     rng = random.Random(0)
     for number in range(count):
         view = TextView(lambda text: [], "")
-        layers, num_bytes, slots, view.num_experts = rng.randint(1, 5), rng.randint(1, 30), rng.randint(1, 4), rng.randint(4, 64)
+        layers, num_bytes, slots = rng.randint(1, 5), rng.randint(1, 30), rng.randint(1, 4)
+        view.num_experts = rng.randint(4, 64)
         bag = [*range(rng.randint(4, view.num_experts)), -1] if number % 3 else [2, -1]
         view.experts = [[[rng.choice(bag) for _ in range(slots)] for _ in range(num_bytes)] for _ in range(layers)]
         view.pieces = ["x"] * num_bytes
@@ -90,9 +92,8 @@ def test_text_view_counts_and_says_the_same(logic):
     views = [*reading_states(200), TextView(lambda text: [], "")]
     names = ("experts", "num_experts", "pieces", "total_bytes", "layer", "slot", "error")
     states = [{name: getattr(view, name) for name in names} for view in views]
-    results = logic(
-        "text_view", "argument.map((s) => [m.summarise(s), s.experts.map((_, layer) => m.loadOf(s, layer, -1))])", states
-    )
+    both = "argument.map((s) => [m.summarise(s), s.experts.map((_, layer) => m.loadOf(s, layer, -1))])"
+    results = logic("text_view", both, states)
     for view, (sentence, loads) in zip(views, results, strict=True):
         assert sentence == view.summary()
         assert loads == [view.load(layer) for layer in range(len(view.experts))]

@@ -147,7 +147,7 @@ def test_batch_by_drag(page, mount):
 
 def test_batch_controls_change_what_they_say(page, mount):
     mount(batch())
-    experts = "[...box.querySelectorAll('.choice')].map((cell) => cell.getAttribute('aria-label').replace(/weight.*/, ''))"
+    experts = "[...box.querySelectorAll('.choice')].map((cell) => cell.ariaLabel.replace(/weight.*/, ''))"
     before, sentence = page.evaluate(experts), page.locator(".summary").inner_text()
     page.get_by_role("combobox", name="Score").select_option("softmax after top-k")
     page.get_by_role("slider", name="Temperature").press("ArrowRight")

@@ -1,0 +1,121 @@
+"""Measures of balance: values by hand, limits, the noise floor met by chance itself, and the bias that learns."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe_lab import BiasBalancer, Routing, measure_balance, route
+
+
+def test_values_by_hand():
+    balance = measure_balance(torch.tensor([6, 2, 0, 4]))  # mean 3, deviations 3 -1 -3 1
+    assert balance.variance == 5.0
+    assert balance.cv == pytest.approx(math.sqrt(5) / 3)
+    assert balance.max_over_mean == 2.0 and balance.max_violation == 1.0
+    want = -(1 / 2 * math.log(1 / 2) + 1 / 6 * math.log(1 / 6) + 1 / 3 * math.log(1 / 3)) / math.log(4)
+    assert balance.entropy == pytest.approx(want)
+    # half the mean absolute difference over all ordered pairs, relative to the mean
+    pairs = [abs(a - b) for a in (6, 2, 0, 4) for b in (6, 2, 0, 4)]
+    assert balance.gini == pytest.approx(sum(pairs) / 16 / (2 * 3))
+    assert (balance.dead, balance.dropped_fraction, balance.unserved_fraction) == (1, 0.0, 0.0)
+    assert balance.noise_floor_cv == pytest.approx(math.sqrt((4 - 1) / 12))
+
+
+def test_even_and_collapsed_are_the_limits():
+    even = measure_balance(torch.full((8,), 5))
+    assert (even.variance, even.cv, even.gini, even.max_violation, even.dead) == (0.0, 0.0, 0.0, 0.0, 0)
+    assert even.entropy == pytest.approx(1.0)
+    collapsed = measure_balance(torch.tensor([40] + [0] * 7))
+    assert collapsed.entropy == 0.0 and collapsed.dead == 7
+    assert collapsed.max_over_mean == 8.0 and collapsed.gini == pytest.approx(7 / 8)
+
+
+def test_nothing_routed_is_defined():
+    balance = measure_balance(route(torch.empty(0, 3), 2))
+    assert (balance.cv, balance.max_over_mean, balance.max_violation, balance.gini) == (0.0, 0.0, 0.0, 0.0)
+    assert (balance.dead, balance.noise_floor_cv, balance.dropped_fraction) == (3, 0.0, 0.0)
+
+
+def test_one_expert_is_even():
+    assert measure_balance(torch.tensor([7])).entropy == 1.0
+    assert measure_balance(torch.tensor([7])).noise_floor_cv == 0.0
+
+
+def test_dropped_and_unserved_are_two_things():
+    routing = Routing(torch.tensor([[0, 1], [0, -1], [-1, -1]]), torch.tensor([[1.0, 1], [1, 0], [0, 0]]), 2)
+    balance = measure_balance(routing)
+    assert balance.dropped_fraction == pytest.approx(3 / 6)
+    assert balance.unserved_fraction == pytest.approx(1 / 3)
+
+
+def test_expert_choice_drops_nothing_and_serves_unequally():
+    draw = torch.Generator().manual_seed(0)
+    confidence = 4 * torch.rand(256, 1, generator=draw)  # no expert takes a token that prefers nobody
+    logits = torch.randn(256, 8, generator=draw) * confidence
+    balance = measure_balance(route(logits, 2, "expert_choice"))
+    assert balance.dropped_fraction == 0.0
+    assert balance.variance == 0.0
+    assert balance.unserved_fraction > 0.0
+
+
+@pytest.mark.parametrize(("tokens", "num_experts", "top_k"), [(2048, 64, 8), (512, 8, 2), (4096, 16, 1)])
+def test_chance_lands_on_the_noise_floor(tokens, num_experts, top_k):
+    draw = torch.Generator().manual_seed(0)
+    drawn = [
+        measure_balance(route(torch.zeros(tokens, num_experts), top_k, "random", generator=draw)) for _ in range(60)
+    ]
+    rms = math.sqrt(sum(balance.cv**2 for balance in drawn) / len(drawn))
+    assert rms == pytest.approx(drawn[0].noise_floor_cv, rel=0.1)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=12))
+@settings(deadline=None)
+def test_measures_keep_their_ranges_and_ignore_order_and_scale(load):
+    balance = measure_balance(torch.tensor(load))
+    assert 0 <= balance.entropy <= 1 + 1e-12
+    assert -1e-12 <= balance.gini <= 1
+    shuffled = measure_balance(torch.tensor(sorted(load)))
+    scaled = measure_balance(torch.tensor(load) * 7)
+    for name in ("cv", "entropy", "gini", "max_over_mean", "dead"):
+        assert getattr(shuffled, name) == pytest.approx(getattr(balance, name))
+        assert getattr(scaled, name) == pytest.approx(getattr(balance, name))
+
+
+@pytest.mark.parametrize(
+    ("load", "error", "says"),
+    [
+        (torch.tensor([1.0]), TypeError, "a tensor of whole numbers, got torch.float32"),
+        ([1, 2], TypeError, "a tensor of whole numbers, got list"),
+        (torch.tensor([1, -2]), ValueError, r"load must not be negative, got \[1, -2\]"),
+        (torch.zeros(2, 2).long(), ValueError, r"load must be \(num_experts,\) .* got \(2, 2\)"),
+        (torch.zeros(0).long(), ValueError, r"at least one expert, got \(0,\)"),
+    ],
+)
+def test_refuses(load, error, says, unchecked_shapes):
+    with pytest.raises(error, match=says):
+        measure_balance(load)
+
+
+def test_bias_balances_a_skewed_router():
+    draw = torch.Generator().manual_seed(0)
+    skew, balancer = torch.linspace(0, 3, 8), BiasBalancer(8, rate=0.005)
+    unevenness = []
+    for _ in range(300):
+        logits = torch.randn(1024, 8, generator=draw) + skew
+        routing = route(logits, 2, "sigmoid_bias", bias=balancer.bias)
+        unevenness.append(measure_balance(routing).max_violation)
+        balancer.update(routing.load)
+    assert unevenness[0] > 1.0
+    assert max(unevenness[-20:]) < 0.3
+
+
+def test_bias_balancer_refuses(unchecked_shapes):
+    with pytest.raises(ValueError, match="rate must be a finite number above 0, got 0"):
+        BiasBalancer(3, rate=0)
+    with pytest.raises(ValueError, match="num_experts must be at least 1, got 0"):
+        BiasBalancer(0)
+    with pytest.raises(ValueError, match=r"load must be \(3,\), got \(2,\)"):
+        BiasBalancer(3).update(torch.tensor([1, 2]))

@@ -1,0 +1,171 @@
+"""Lesson 02's exercises: right answers pass, and every wrong one here is refused with a reason.
+
+The wrong ones are slips that people make; some were in public code for years.
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from moe_lab.exercises.lesson_02 import EXERCISES
+
+
+def flops(tokens, num_experts, top_k, capacity_factor, d_model):
+    return 4 * tokens * num_experts * math.ceil(capacity_factor * tokens * top_k / num_experts) * d_model
+
+
+def places(wanted, num_experts, capacity):
+    position = F.one_hot(wanted, num_experts).cumsum(dim=0).gather(1, wanted[:, None])[:, 0] - 1
+    return torch.where(position < capacity, wanted * capacity + position, -1)
+
+
+def combine(expert_outputs, places, weights):
+    rows = expert_outputs.flatten(0, 1)[places.clamp_min(0)].masked_fill((places < 0)[..., None], 0.0)
+    return (weights[..., None] * rows).sum(dim=1)
+
+
+def gain(moving_ms, experts_ms, times_faster):
+    return (moving_ms + experts_ms) / (moving_ms / times_faster + experts_ms)
+
+
+RIGHT = {"02.1": flops, "02.2": places, "02.3": combine, "02.4": gain}
+
+
+def capacity_of(tokens, num_experts, top_k, capacity_factor):
+    return math.ceil(capacity_factor * tokens * top_k / num_experts)
+
+
+def positions(wanted, num_experts):
+    return F.one_hot(wanted, num_experts).cumsum(dim=0).gather(1, wanted[:, None])[:, 0] - 1
+
+
+def counts_along_the_wrong_axis(wanted, num_experts, capacity):
+    """transformers#48293: a one-hot of (tokens, 1, experts), and a sum that ran over the 1: nothing was dropped."""
+    arrivals = F.one_hot(wanted[:, None], num_experts).cumsum(dim=-2)[:, 0]
+    position = arrivals.gather(1, wanted[:, None])[:, 0] - 1
+    return torch.where(position < capacity, wanted * capacity + position, -1)
+
+
+def overflow_shares_the_last_place(wanted, num_experts, capacity):
+    return wanted * capacity + positions(wanted, num_experts).clamp_max(capacity - 1)
+
+
+def later_tokens_first(wanted, num_experts, capacity):
+    return places(wanted.flip(0), num_experts, capacity).flip(0)
+
+
+def place(wanted, num_experts, capacity, position=None, keep=None, stride=None):
+    position = positions(wanted, num_experts) if position is None else position
+    keep = position < capacity if keep is None else keep
+    return torch.where(keep, wanted * (capacity if stride is None else stride) + position, -1)
+
+
+WRONG = {
+    "02.1": {
+        "rounds down": lambda t, e, k, f, d: 4 * t * e * int(f * t * k / e) * d,
+        "rounds to the nearest": lambda t, e, k, f, d: 4 * t * e * round(f * t * k / e) * d,
+        "does not round": lambda t, e, k, f, d: 4 * t * e * (f * t * k / e) * d,
+        "counts one direction, or a multiply-add as 1": lambda t, e, k, f, d: 2 * t * e * capacity_of(t, e, k, f) * d,
+        "forgets top_k": lambda t, e, k, f, d: 4 * t * e * capacity_of(t, e, 1, f) * d,
+        "top_k twice": lambda t, e, k, f, d: 4 * t * e * capacity_of(t, e, k, f) * d * k,
+        "one expert": lambda t, e, k, f, d: 4 * t * capacity_of(t, e, k, f) * d,
+        "only the rows that move": lambda t, e, k, f, d: 4 * e * capacity_of(t, e, k, f) * d,
+        "forgets the factor": lambda t, e, k, f, d: 4 * t * e * capacity_of(t, e, k, 1.0) * d,
+        "places for tokens, not for shares": lambda t, e, k, f, d: 4 * t * e * math.ceil(f * t * k) * d,
+    },
+    "02.2": {
+        "counts along the wrong axis": counts_along_the_wrong_axis,
+        "overflow shares the last place": overflow_shares_the_last_place,
+        "later tokens first": later_tokens_first,
+        "counts itself": lambda w, e, c: place(w, e, c, position=positions(w, e) + 1),
+        "one place too many": lambda w, e, c: place(w, e, c, keep=positions(w, e) <= c),
+        "nothing is dropped": lambda w, e, c: place(w, e, c, keep=torch.ones_like(w, dtype=torch.bool)),
+        "steps of num_experts": lambda w, e, c: place(w, e, c, stride=e),
+        "place major": lambda w, e, c: torch.where(positions(w, e) < c, positions(w, e) * e + w, -1),
+        "position of the token in the batch": lambda w, e, c: place(w, e, c, position=torch.arange(len(w))),
+        "position without the expert": lambda w, e, c: place(w, e, c, stride=0),
+        "overflow is 0": lambda w, e, c: place(w, e, c).clamp_min(0),
+        "a list": lambda w, e, c: places(w, e, c).tolist(),
+        "a column": lambda w, e, c: places(w, e, c)[:, None],
+    },
+    "02.3": {
+        "no weights": lambda o, p, w: combine(o, p, torch.ones_like(w)),
+        "mean of the slots": lambda o, p, w: combine(o, p, w) / p.shape[1],
+        "first slot only": lambda o, p, w: combine(o, p[:, :1], w[:, :1]),
+        "-1 reads the last row": lambda o, p, w: (w[..., None] * o.flatten(0, 1)[p]).sum(dim=1),
+        "-1 reads the first row": lambda o, p, w: (w[..., None] * o.flatten(0, 1)[p.clamp_min(0)]).sum(dim=1),
+        "clears a row by multiplying": lambda o, p, w: combine(o, p.clamp_min(0), w * (p >= 0)),
+        "weights without a gradient": lambda o, p, w: combine(o, p, w.detach()),
+        "weights normalised again": lambda o, p, w: combine(o, p, w / w.sum(dim=1, keepdim=True).clamp_min(1e-9)),
+        "not summed": lambda o, p, w: w[..., None] * o.flatten(0, 1)[p.clamp_min(0)],
+        "places within the first expert": lambda o, p, w: combine(o[:1].repeat(len(o), 1, 1), p, w),
+        "weighted twice": lambda o, p, w: combine(o, p, w * w),
+    },
+    "02.4": {
+        "the part is the whole": lambda m, e, f: f,
+        "share times factor": lambda m, e, f: 1 + m / (m + e) * (f - 1),
+        "after over before": lambda m, e, f: 1 / gain(m, e, f),
+        "experts gain instead": lambda m, e, f: (m + e) / (m + e / f),
+        "all of it vanishes": lambda m, e, f: (m + e) / e,
+        "share left over": lambda m, e, f: 1 / (1 - m / (m + e)),
+        "both get faster": lambda m, e, f: (m + e) / ((m + e) / f),
+        "time, not gain": lambda m, e, f: m / f + e,
+        "in percent": lambda m, e, f: 100 * gain(m, e, f),
+    },
+}
+
+
+@pytest.mark.parametrize("exercise_id", sorted(RIGHT))
+def test_a_right_answer_passes(exercise_id):
+    exercise = EXERCISES[exercise_id]
+    outcome = exercise.examine(RIGHT[exercise_id])
+    assert outcome.solved, outcome.says
+    assert len(exercise.properties) >= 5 and len(exercise.hints) == 3
+
+
+@pytest.mark.parametrize(("exercise_id", "slip"), [(key, slip) for key in sorted(WRONG) for slip in WRONG[key]])
+def test_a_wrong_answer_is_refused_with_a_reason(exercise_id, slip):
+    outcome = EXERCISES[exercise_id].examine(WRONG[exercise_id][slip])
+    assert not outcome.solved
+    assert "First failing" in outcome.says
+    assert len(outcome.says) < 400, outcome.says
+
+
+def test_every_property_refuses_something():
+    """A property that nothing fails is decoration."""
+    for exercise_id, exercise in EXERCISES.items():
+        for name, holds in exercise.properties.items():
+            assert any(refuses(holds, wrong) for wrong in WRONG[exercise_id].values()), f"{exercise_id}: {name}"
+
+
+def refuses(holds, answer):
+    try:
+        return holds(answer) is not None
+    except Exception:
+        return True
+
+
+@pytest.mark.parametrize("exercise_id", sorted(RIGHT))
+def test_an_untouched_stub_is_not_attempted(exercise_id):
+    def stub(*_):
+        raise NotImplementedError
+
+    assert EXERCISES[exercise_id].examine(stub).says == "not attempted yet."
+
+
+@pytest.mark.parametrize(
+    ("exercise_id", "arguments"),
+    [
+        ("02.1", "tokens, num_experts, top_k, capacity_factor, d_model"),
+        ("02.2", "wanted, num_experts, capacity"),
+        ("02.3", "expert_outputs, places, weights"),
+        ("02.4", "moving_ms, experts_ms, times_faster"),
+    ],
+)
+def test_the_last_hint_is_a_solution(exercise_id, arguments):
+    namespace = {"torch": torch, "F": F, "math": math}
+    exec(f"def answer({arguments}): {EXERCISES[exercise_id].hints[-1]}", namespace)
+    outcome = EXERCISES[exercise_id].examine(namespace["answer"])
+    assert outcome.solved, outcome.says

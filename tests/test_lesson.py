@@ -1,0 +1,135 @@
+"""Lessons: set-up, checks that reject wrong answers, hints, and progress that nothing can break."""
+
+import pytest
+import torch
+
+import moe_lab as ml
+from moe_lab import lesson
+from moe_lab.exercises import Exercise
+
+
+@pytest.fixture(autouse=True)
+def own_progress(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOE_LAB_PROGRESS", str(tmp_path / "deep" / "progress.json"))
+
+
+def right(routing):
+    return int(routing.load.argmax())
+
+
+WRONG = {
+    "the expert of the first token": lambda routing: int(routing.experts[0, 0]),
+    "the most frequent value, empty slots included": lambda routing: int(routing.experts.flatten().mode().values),
+    "the load, not the expert": lambda routing: int(routing.load.max()),
+    "the idlest": lambda routing: int(routing.load.argmin()),
+    "always 3": lambda routing: 3,
+    "the expert with the most weight in one slot": lambda routing: int(
+        routing.experts.flatten()[routing.weights.argmax()]
+    ),
+}
+
+
+def test_a_right_answer_is_solved(capsys):
+    ml.check("00.1", right)
+    assert capsys.readouterr().out == "00.1 solved: all 4 properties hold.\n"
+    assert ml.progress() == {"00.1": True}
+
+
+@pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_answer_is_not(answer, capsys):
+    ml.check("00.1", answer)
+    said = capsys.readouterr().out
+    assert "properties hold. First failing:" in said
+    assert "spec" in said
+    assert ml.progress() == {"00.1": False}
+
+
+WRONG_SHARES = {
+    "distinct values, -1 among them": lambda routing: len(routing.experts.unique()) / routing.num_experts,
+    "share of slots in use": lambda routing: float((routing.experts >= 0).float().mean()),
+    "share of the experts seen": lambda routing: 1.0,
+    "by the highest id": lambda routing: (int(routing.experts.max()) + 1) / routing.num_experts,
+    "a count, not a share": lambda routing: int((routing.load > 0).sum()),
+    "first choices only": lambda routing: len(routing.experts[:, 0].unique()) / routing.num_experts,
+}
+
+
+def test_shares(capsys):
+    ml.check("00.2", lambda routing: float((routing.load > 0).sum()) / routing.num_experts)
+    assert capsys.readouterr().out == "00.2 solved: all 6 properties hold.\n"
+    for name, answer in WRONG_SHARES.items():
+        ml.check("00.2", answer)
+        assert "First failing:" in capsys.readouterr().out, name
+
+
+def test_no_answer_is_not_attempted(capsys):
+    def stub(routing):
+        raise NotImplementedError
+
+    for answer in (None, stub):
+        ml.check("00.1", answer)
+        assert capsys.readouterr().out == '00.1 not attempted yet. (ml.hint("00.1") helps)\n'
+
+
+def test_an_answer_that_raises_is_told_and_not_raised(capsys):
+    ml.check("00.1", lambda routing: routing.loda)
+    assert "it raised AttributeError" in capsys.readouterr().out
+    ml.check("00.1", 7)
+    assert "it raised TypeError: 'int' object is not callable" in capsys.readouterr().out
+
+
+def test_once_solved_stays_solved(capsys):
+    ml.check("00.1", right)
+    ml.check("00.1", WRONG["always 3"])
+    assert ml.progress() == {"00.1": True}
+
+
+def test_hints_say_more_and_more(capsys):
+    ml.hint("00.1")
+    assert capsys.readouterr().out.endswith('(more: ml.hint("00.1", 2))\n')
+    ml.hint("00.1", 3)
+    assert "return int(routing.load.argmax())" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"level must lie in 1..3, got 4"):
+        ml.hint("00.1", 4)
+
+
+def test_damaged_progress_is_no_progress():
+    path = lesson.progress_file()
+    path.parent.mkdir(parents=True)
+    for damage in ("{", "[]", "\0"):
+        path.write_text(damage)
+        assert ml.progress() == {}
+    lesson.record("00.1", True)
+    assert ml.progress() == {"00.1": True}
+
+
+def test_progress_that_cannot_be_written_does_not_stop_a_lesson(capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOE_LAB_PROGRESS", str(tmp_path / "file" / "progress.json"))
+    ml.check("00.1", right)
+    assert "(progress was not saved:" in capsys.readouterr().out
+
+
+def test_start_makes_chance_repeatable(capsys):
+    ml.start("00")
+    first = torch.rand(3)
+    ml.start("00")
+    assert torch.equal(first, torch.rand(3))
+    assert capsys.readouterr().out.startswith("Lesson 00 is set up: seed 0, exercises 00.1")
+
+
+@pytest.mark.parametrize("bad", ["99", "0", "", "../x", "zz"])
+def test_a_lesson_that_does_not_exist(bad):
+    with pytest.raises(ValueError, match="lesson must be the two digits"):
+        ml.start(bad)
+
+
+@pytest.mark.parametrize("bad", ["00.9", "7", "00"])
+def test_an_exercise_that_does_not_exist(bad):
+    with pytest.raises(ValueError, match=f"exercise must be an id such as .*got '{bad}'"):
+        ml.check(bad, None)
+
+
+def test_properties_are_tried_in_order():
+    task = Exercise("t", {"first": lambda a: None, "second": lambda a: "no", "third": lambda a: "never"}, ("h",))
+    assert task.examine(1).says == "1 of 3 properties hold. First failing: second: no."
