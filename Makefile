@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SETTINGS := $(VENV)/share/jupyter/lab/settings
 PORT ?= 8888
 # JupyterLab refuses to run as root unless told; in a container root is what there is.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -24,6 +25,10 @@ $(READY): requirements.lock pyproject.toml
 	@# torch alone and first: resolved together with the rest, pip may fetch another build of it before it settles
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	@# no questions about news in a laboratory that uses no network
+	@mkdir -p $(SETTINGS)
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
+	  > $(SETTINGS)/overrides.json
 	@touch $(READY)
 
 lab: $(READY) ## open JupyterLab on lesson 00, on this machine only (PORT=8888)
@@ -50,7 +55,7 @@ train: $(READY) ## train the shipped model again, into runs/stdlib-moe (about 10
 doctor: $(READY) ## say what this machine can run
 	$(BIN)/python -m moe_lab doctor
 
-lock: $(READY) ## write requirements.lock from what .venv holds (after changing pyproject.toml)
+lock: ## write requirements.lock from what .venv holds (after changing pyproject.toml)
 	$(BIN)/python -m pip freeze --exclude-editable | \
 	  sed -E -e 's/\+cpu$$//' -e "s/^(triton==.*)/\1; sys_platform == 'linux'/" > requirements.lock
 

@@ -44,6 +44,7 @@ def execute(path: Path) -> None:
             notebook,
             timeout=CELL_TIMEOUT_S,
             kernel_name="python3",
+            coalesce_streams=True,  # or timing decides how many pieces a cell's prints are saved in
             store_widget_state=False,  # GitHub refuses a notebook whose widget state is incomplete
             resources={"metadata": {"path": str(path.parent)}},
         )

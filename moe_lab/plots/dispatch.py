@@ -92,7 +92,7 @@ def draw_growth(tokens: list[int], flops: dict[str, list[int]], crossing: float 
         axes.annotate(text, (crossing, 0.03), xycoords=("data", "axes fraction"), fontsize=10, ha="right")
     axes.set(xscale="log", yscale="log", xlabel="tokens routed together", ylabel="FLOPs")
     _ticks(axes, tokens)
-    axes.legend()
+    fig.legend(loc="outside upper center", ncols=3, frameon=False)
     return finish(fig)
 
 
@@ -161,9 +161,10 @@ def draw_ratios(
     right.plot(tokens, measured, label="time, measured", color=colour(0), marker=MARKERS[0])
     right.axhline(6, color=colour(5), linestyle=":", label="6 times")
     right.set(xscale="log", yscale="log", xlabel="tokens", title="one-hot / table, median over experts")
+    right.set_ylim(top=100 * max(flop_ratio))  # room for the legend above the lines
     _ticks(right, tokens)
     right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    right.legend(fontsize=10)
+    right.legend(fontsize=10, loc="upper left")
     return finish(fig)
 
 

@@ -26,9 +26,7 @@ def draw_scores(logits: Float[Tensor, " num_experts"], top_k: int) -> Figure:
     """
     if not 1 <= top_k <= len(logits):
         raise ValueError(f"top_k must lie in 1..{len(logits)} (num_experts), got {top_k}")
-    order = logits.argsort(
-        descending=True, stable=True
-    )  # equal logits in the order of the experts, as `route` has them
+    order = logits.argsort(descending=True, stable=True)  # equal logits as `route` has them: the lower expert first
     scores = {"logits": logits, "softmax": logits.softmax(0), "sigmoid": logits.sigmoid()}
     fig, panels = new_figure(8.0, 2.8, columns=3)
     for axes, (name, values) in zip(panels, scores.items(), strict=True):

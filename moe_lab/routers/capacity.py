@@ -22,7 +22,7 @@ def expert_capacity(capacity_factor: float, tokens: int, top_k: int, num_experts
     Source: GShard (arXiv:2006.16668), section 2.2; Switch (arXiv:2101.03961), equation 3.
     """
     check_positive("capacity_factor", capacity_factor)
-    # round: 1.1 * 10 is 11.000000000000002 in floating point, and must not become 12 places
+    # round: 1.1 * 50 / 5 is 11.000000000000002 in floating point, and must not become 12 places
     return math.ceil(round(capacity_factor * tokens * top_k / num_experts, 9))
 
 
@@ -93,7 +93,8 @@ def gshard(
 
     The second choice is kept with probability min(1, 2 * g2), g2 = second score / (first + second): a weak second is
     not worth a place. All first choices are placed before any second. Weights are normalised over the two choices
-    before anything is dropped, as in the paper, so a token that loses one does not grow the other.
+    before anything is dropped, as in the paper, so a token that loses one does not grow the other. A second choice that
+    the draw gives up counts as dropped, like one that finds no place.
 
     Example:
         >>> logits = torch.tensor([[2.0, 1.9, -9.0], [2.0, -9.0, 1.9]])

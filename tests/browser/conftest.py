@@ -1,12 +1,13 @@
 """A Chromium for the browser tests, a page that forgives nothing, and a way to put a widget on it."""
 
 import json
-import shutil
+import os
 from pathlib import Path
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+from moe_lab.doctor import BROWSERS, find_browser
+
 WIDGETS = Path(__file__).parents[2] / "moe_lab" / "widgets"
 LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "about:")
 
@@ -34,12 +35,14 @@ class Model {
 def browser():
     """A headless Chromium that is already installed; it downloads and asks for nothing."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on the path: looked for chromium, google-chrome, chromium-browser")
+    chromium_path = find_browser()
+    if chromium_path is None:
+        missing = f"no browser on the path: looked for {', '.join(BROWSERS)}"
+        pytest.fail(missing) if os.environ.get("MOE_LAB_REQUIRE_BROWSER") else pytest.skip(missing)
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     quiet += ["--disable-component-update", "--no-first-run"]
     with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=quiet)
+        chromium = driver.chromium.launch(executable_path=chromium_path, args=quiet)
         yield chromium
         chromium.close()
 

@@ -1,0 +1,110 @@
+"""A reader opens lesson 00 in JupyterLab, runs it to its end, types a sentence, and sees the picture change."""
+
+import contextlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "00_start_here.ipynb"
+TOKEN = "for-this-test"  # bound to localhost, gone with the test
+START_S, RUN_S = 60_000, 90_000
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """JupyterLab over a copy of the lesson: it saves by itself, and must not touch the committed file."""
+    shutil.copy(NOTEBOOK, tmp_path)
+    port = free_port()
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    command += [f"--IdentityProvider.token={TOKEN}", f"--notebook-dir={tmp_path}"]
+    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with (tmp_path / "lab.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and server.poll() is None:
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(f"{address}/api", timeout=1).close()
+                break
+            time.sleep(0.2)
+        else:
+            pytest.fail(f"JupyterLab did not start: {(tmp_path / 'lab.log').read_text()[-2000:]}")
+        yield f"{address}/lab/tree/{NOTEBOOK.name}?token={TOKEN}", tmp_path / NOTEBOOK.name
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def executed(path: Path) -> list[int | None]:
+    cells = json.loads(path.read_text())["cells"]
+    return [cell["execution_count"] for cell in cells if cell["cell_type"] == "code"]
+
+
+def scroll_to(page, place, down: bool = True) -> None:
+    """Scroll through the notebook until the place is on the screen: JupyterLab keeps no cells that nobody sees."""
+    page.mouse.move(700, 700)
+    deadline = time.monotonic() + RUN_S / 1000
+    while not place.is_visible():
+        assert time.monotonic() < deadline, f"{place} never came into view"
+        page.mouse.wheel(0, 500 if down else -500)
+        page.wait_for_timeout(200)
+    place.scroll_into_view_if_needed()
+
+
+def test_lesson_00_from_a_readers_chair(lab, page):
+    address, path = lab
+    page.set_viewport_size({"width": 1200, "height": 1500})
+    page.goto(address)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=START_S)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=START_S)  # else JupyterLab asks for a kernel
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+    widget = page.locator(".text-view").first
+    sentence = widget.locator(".summary")
+    scroll_to(page, widget)
+    assert sentence.inner_text().startswith("Layer 0, first choice: 41 bytes")
+    before = widget.locator(".chip").all_inner_texts()
+    assert len(before) == 41
+
+    widget.get_by_role("textbox", name="Text to read").fill("import torch")
+    widget.locator(".chip[data-byte='11']:last-of-type").wait_for(timeout=20_000)
+    page.wait_for_function("document.querySelector('.text-view .summary').innerText.includes(': 12 bytes')")
+    after = widget.locator(".chip").all_inner_texts()
+    assert len(after) == 12 and after != before[:12]
+    assert re.search(r"busiest expert \d+ takes \d+ of 12 ", sentence.inner_text())
+    one_layer = sentence.inner_text()
+    widget.get_by_role("combobox", name="Layer").select_option("3")
+    assert sentence.inner_text().startswith("Layer 3,") and sentence.inner_text() != one_layer
+
+    # to its end: every cell ran, in order, none with an error; read from the file that JupyterLab saves
+    deadline = time.monotonic() + RUN_S / 1000
+    counts = []
+    while time.monotonic() < deadline:
+        page.keyboard.press("Control+s")
+        page.wait_for_timeout(500)
+        counts = executed(path)
+        if counts == list(range(1, len(counts) + 1)):
+            break
+    assert counts == list(range(1, len(counts) + 1))
+    outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", [])]
+    assert [output for output in outputs if output["output_type"] == "error"] == []
+    figure = page.locator("figure img[alt^='Grid of 4 layers by 41 bytes']").first
+    scroll_to(page, figure, down=False)
+    assert figure.evaluate("image => image.naturalWidth") > 300
