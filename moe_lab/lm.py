@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moe_lab.balance import BiasBalancer
+from moe_lab.checkpoint import read_config, read_tensors
 from moe_lab.layers import MoE
 from moe_lab.types import Routing
 
@@ -197,38 +197,3 @@ def load_model(folder: str | Path = SHIPPED) -> LanguageModel:
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
     return model.eval()
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON object, with the path in every error."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); was it cut off?") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, it holds a {type(value).__name__}")
-    return value
-
-
-def read_config(kind: type, path: Path):
-    """Read a config dataclass from JSON, refusing fields that it does not have."""
-    values = read_json(path)
-    known = {field.name for field in dataclasses.fields(kind)}
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"{path} has the unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file, with the path in every error."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}); was it cut off?") from error

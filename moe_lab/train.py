@@ -16,9 +16,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from moe_lab.balance import BiasBalancer, measure_balance
-from moe_lab.checkpoint import latest_checkpoint, publish_folder, remove_older, write_json
+from moe_lab.checkpoint import (
+    latest_checkpoint,
+    publish_folder,
+    read_config,
+    read_tensors,
+    remove_older,
+    write_json,
+)
 from moe_lab.corpus import Corpus, draw_batch, standard_library
-from moe_lab.lm import LanguageModel, LanguageModelConfig, load_model, option, read_config, read_tensors
+from moe_lab.lm import LanguageModel, LanguageModelConfig, load_model, option
 
 
 @dataclass(frozen=True)
