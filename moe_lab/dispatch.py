@@ -10,7 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from moe_lab.activations import activate, hidden_columns
-from moe_lab.experts import _check as check_experts
+from moe_lab.experts import check_arguments
+from moe_lab.routers.capacity import queue_positions
 from moe_lab.types import Routing
 
 DISPATCHES = ("one_hot", "table")
@@ -31,13 +32,9 @@ def assign_places(routing: Routing, capacity: int) -> Int64[Tensor, "tokens slot
     Raises TypeError for a capacity that is no whole number, ValueError for one below the largest load.
     Source: GShard (arXiv:2006.16668), algorithm 1, where the count is a cumulative sum over one-hot rows.
     """
-    load = _check_capacity(routing, capacity)
-    asked = routing.experts.T.reshape(-1)  # every first choice, then every second one
-    order = asked.argsort(stable=True)[asked.numel() - int(load.sum()) :]  # empty slots sort to the front
-    expert = asked[order]
-    before = torch.arange(len(order), device=asked.device) - (load.cumsum(0) - load)[expert]
-    places = torch.full_like(asked, -1).index_copy(0, order, expert * capacity + before)
-    return places.view(routing.slots, routing.tokens).T
+    _check_capacity(routing, capacity)
+    positions = queue_positions(routing.experts, routing.num_experts)
+    return (routing.experts * capacity + positions).masked_fill(positions < 0, -1)
 
 
 def one_hot_dispatch(
@@ -211,7 +208,7 @@ def capacity_mlp(
     otherwise as `expert_mlp`.
     Source: GShard (arXiv:2006.16668), algorithm 2.
     """
-    check_experts(x, routing, w_gate_up, w_down, activation)
+    check_arguments(x, routing, w_gate_up, w_down, activation)
     _check_dispatch(dispatch)
     if dispatch == "one_hot":
         inputs, combine_weights = one_hot_dispatch(x, routing, capacity)
@@ -298,8 +295,8 @@ def _table(places: Tensor, num_experts: int, capacity: int) -> Tensor:
     return table.index_copy(0, places[token, slot], token).view(num_experts, capacity)
 
 
-def _check_capacity(routing: Routing, capacity: int) -> Tensor:
-    """Refuse a capacity that does not hold every expert's load; returns the load."""
+def _check_capacity(routing: Routing, capacity: int) -> None:
+    """Refuse a capacity that does not hold every expert's load."""
     if not isinstance(routing, Routing):
         raise TypeError(f"routing must be a Routing, got {type(routing).__name__}")
     if isinstance(capacity, bool) or not isinstance(capacity, int):
@@ -311,7 +308,6 @@ def _check_capacity(routing: Routing, capacity: int) -> Tensor:
             f"capacity must be at least the largest load, {int(load[busiest])} (expert {busiest}), got {capacity}; "
             'routers that drop what does not fit are "switch" and "gshard"'
         )
-    return load
 
 
 def _check_dispatch(dispatch: str) -> None:

@@ -45,7 +45,7 @@ def expert_mlp(
     name of the argument and what it was.
     Source: Shazeer et al. 2017 (arXiv:1701.06538), equation 1; SwiGLU: Shazeer 2020 (arXiv:2002.05202).
     """
-    _check(x, routing, w_gate_up, w_down, activation)
+    check_arguments(x, routing, w_gate_up, w_down, activation)
     return BACKENDS["grouped" if check_backend(backend) == "auto" else backend](
         x, routing, w_gate_up, w_down, activation
     )
@@ -182,7 +182,7 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-def _check(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str) -> None:
+def check_arguments(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str) -> None:
     """Refuse what does not fit together, with names and numbers."""
     if not isinstance(routing, Routing):
         raise TypeError(f"routing must be a Routing, got {type(routing).__name__}")

@@ -60,9 +60,17 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     }
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
+        if (
+            "outputs" in cell
+        ):  # a progress bar lives in widget state, which is not kept; what is left says "0%" for ever
+            cell.outputs = [output for output in cell.outputs if not _is_progress_bar(output)]
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+
+
+def _is_progress_bar(output: nbformat.NotebookNode) -> bool:
+    return bool(re.match(r"[^\n]*\b0%\|", "".join(output.get("data", {}).get("text/plain", ""))))
 
 
 def execute_all(only: str = "") -> None:

@@ -54,7 +54,8 @@ def show(fig: Figure, alt: str, caption: str) -> None:
 def mime_bundle(fig: Figure, alt: str, caption: str, plain: str) -> dict[str, str]:
     """The picture as HTML with alt text, beside the same finding as plain text."""
     png = io.BytesIO()
-    fig.savefig(png, format="png", metadata={"Software": None})  # no version inside: equal data, equal bytes
+    # no version inside, so that equal data give equal bytes; optimised, since every figure is kept in a notebook
+    fig.savefig(png, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
     data = base64.b64encode(png.getvalue()).decode()
     return {
         "text/plain": plain,
