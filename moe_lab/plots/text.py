@@ -118,7 +118,7 @@ def moe_diagram() -> Figure:
         if words:
             axes.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.12, words, ha="center", va="bottom")
 
-    box(0, 1.5, "one byte", True)
+    box(0.0, 1.5, "one byte", True)
     box(2.2, 1.5, "router", True)
     arrow((1.6, 1.9), (2.15, 1.9))
     names = ["expert 0", "expert 1", "expert 2", "... 15"]
