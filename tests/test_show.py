@@ -1,10 +1,10 @@
 """show: the same finding for eyes, ears and tests."""
 
 import re
+import sys
 
 import matplotlib.pyplot as plt
 import pytest
-from IPython.testing.globalipapp import start_ipython
 
 from moe_lab import show
 from moe_lab.show import mime_bundle, restart_numbering
@@ -39,13 +39,16 @@ def test_equal_data_equal_bytes_and_other_data_other_bytes():
     plt.close("all")
 
 
-def test_in_a_notebook_it_displays(capsys):
-    shell = start_ipython()
-    published = []
-    shell.display_pub.publish = lambda data, **_: published.append(data)
+def test_in_a_notebook_it_displays(capsys, monkeypatch):
+    module, published = sys.modules[mime_bundle.__module__], []  # the name moe_lab.show is the function
+    monkeypatch.setattr(module, "get_ipython", lambda: "a notebook")
+    monkeypatch.setattr(module, "display", lambda data, raw: published.append((data, raw)))
     restart_numbering()
     show(bars([3]), "Three.", "A bar.")
-    assert published[0]["text/plain"] == "Figure 1. Three." and set(published[0]) == {"text/plain", "text/html"}
+    ((bundle, raw),) = published
+    assert raw and set(bundle) == {"text/plain", "text/html"}
+    assert bundle["text/plain"] == "Figure 1. Three."
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,8 @@ def loads_by_layer(routings: list[Routing]) -> Figure:
 
     Example:
         >>> routing = Routing(torch.tensor([[3], [1], [1]]), torch.ones(3, 1), num_experts=4)
-        >>> [bar.get_height() for bar in loads_by_layer([routing]).axes[0].patches]
-        [0.0, 2.0, 0.0, 1.0]
+        >>> [int(bar.get_height()) for bar in loads_by_layer([routing]).axes[0].patches]
+        [0, 2, 0, 1]
     """
     fig, panels = new_figure(7.5, 2.2, columns=len(routings), sharey=True, squeeze=False)
     for layer, (routing, axes) in enumerate(zip(routings, panels[0], strict=True)):
