@@ -32,8 +32,9 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 lab: $(READY) ## open JupyterLab on lesson 00, on this machine only (PORT=8888)
-	$(BIN)/jupyter lab $(AS_ROOT) --ip=127.0.0.1 --port=$(PORT) \
-	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab $(AS_ROOT) --ip=127.0.0.1 --port=$(PORT) --notebook-dir=. \
+	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
+	  --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: lint ## ruff, every test, and every notebook compared with its committed outputs
 	$(BIN)/python -m pytest --nbval tests moe_lab notebooks
