@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as moe_lab does, but a notebook may import torch first
+
 import torch
 
 os.environ["MOE_LAB_PROGRESS"] = str(Path(tempfile.mkdtemp(prefix="moe-lab-")) / "progress.json")

@@ -4,6 +4,12 @@ Routing -> balance -> experts -> the layer -> a trained model -> lessons. Each n
 its docstring.
 """
 
+import os
+
+# Before torch loads OpenMP: threads that wait should sleep. Spinning, two of them on two cores make training beside a
+# busy browser five times slower than it need be. Set OMP_WAIT_POLICY yourself to have it otherwise.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from moe_lab.balance import Balance, BiasBalancer, measure_balance
 from moe_lab.corpus import standard_library
 from moe_lab.experts import expert_mlp

@@ -60,7 +60,7 @@ def test_kernels_import_nothing_of_ours_and_hide_nobody():
 def test_import_needs_neither_triton_nor_transformers():
     code = (
         "import sys\n"
-        "sys.modules.update(dict.fromkeys(('triton', 'transformers', 'anywidget', 'scipy.special_absent')))\n"
+        "sys.modules.update(dict.fromkeys(('triton', 'transformers', 'anywidget')))  # None: the import fails\n"
         "import moe_lab\n"
         "assert moe_lab.MoE(4, 4, 2, 1) is not None\n"
     )
