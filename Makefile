@@ -8,8 +8,9 @@ PORT ?= 8888
 # JupyterLab refuses to run as root unless told; in a container root is what there is.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-# Threads that wait should sleep: spinning, two of them starve whatever else runs on two cores, and each other.
+# Threads that wait should soon sleep: spinning, two of them starve whatever else runs on two cores, and each other.
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lab test lint format notebooks train doctor lock clean

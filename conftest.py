@@ -4,9 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as moe_lab does, but a notebook may import torch first
-
 import torch
+
+import moe_lab  # noqa: F401  (sets OpenMP's waiting before torch loads it, here and for the notebooks' kernels)
 
 os.environ["MOE_LAB_PROGRESS"] = str(Path(tempfile.mkdtemp(prefix="moe-lab-")) / "progress.json")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network must fail, not wait

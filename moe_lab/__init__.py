@@ -1,41 +1,57 @@
 """moe-lab: a laboratory for Mixture-of-Experts layers.
 
-Routing -> balance -> experts -> the layer -> a trained model -> lessons. Each name below has an example in
-its docstring.
+Routing -> balance -> experts -> the layer -> a trained model -> lessons. Each name has an example in its docstring.
+Names are loaded when they are first used, so that ``python -m moe_lab doctor`` can speak on a machine without torch.
 """
 
+import importlib
 import os
+from importlib.metadata import PackageNotFoundError, version
 
-# Before torch loads OpenMP: threads that wait should sleep. Spinning, two of them on two cores make training beside a
-# busy browser five times slower than it need be. Set OMP_WAIT_POLICY yourself to have it otherwise.
+# Before torch loads OpenMP: threads that wait should soon sleep. Spinning as long as they please, two of them on two
+# cores make training beside any other work five times slower than it need be (LOG.md). Yours to set otherwise.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from moe_lab.balance import Balance, BiasBalancer, measure_balance
-from moe_lab.corpus import standard_library
-from moe_lab.experts import expert_mlp
-from moe_lab.layers import MoE
-from moe_lab.lesson import check, hint, progress, start
-from moe_lab.lm import LanguageModel, LanguageModelConfig, load_model
-from moe_lab.routers import METHODS, route
-from moe_lab.show import show
-from moe_lab.types import Routing
+_HOME = {
+    # the layer
+    "Routing": "types",
+    "METHODS": "routers",
+    "route": "routers",
+    "Balance": "balance",
+    "BiasBalancer": "balance",
+    "measure_balance": "balance",
+    "expert_mlp": "experts",
+    "MoE": "layers",
+    # a trained model
+    "standard_library": "corpus",
+    "LanguageModelConfig": "config",
+    "LanguageModel": "lm",
+    "load_model": "lm",
+    # lessons
+    "start": "lesson",
+    "check": "lesson",
+    "hint": "lesson",
+    "progress": "lesson",
+    "show": "figures",
+}
 
-__all__ = [
-    "METHODS",
-    "Balance",
-    "BiasBalancer",
-    "LanguageModel",
-    "LanguageModelConfig",
-    "MoE",
-    "Routing",
-    "check",
-    "expert_mlp",
-    "hint",
-    "load_model",
-    "measure_balance",
-    "progress",
-    "route",
-    "show",
-    "standard_library",
-    "start",
-]
+__all__ = list(_HOME)
+
+try:
+    __version__ = version("moe-lab")
+except PackageNotFoundError:  # a checkout that was not installed
+    __version__ = "0"
+
+
+def __getattr__(name: str):
+    """Load a public name from its module, once."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'moe_lab' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"moe_lab.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

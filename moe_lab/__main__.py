@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from moe_lab import doctor
+from moe_lab.config import LanguageModelConfig, TrainConfig
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"moe-lab {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -46,9 +47,6 @@ def run_doctor(options) -> int:
 
 def add_train(commands) -> None:
     """``train``: the small language model. Options come from the two config classes."""
-    from moe_lab.lm import LanguageModelConfig  # torch takes seconds; `--help` and `doctor` should not wait
-    from moe_lab.train import TrainConfig
-
     parser = commands.add_parser(
         "train",
         help="train the small language model on the standard library's source",
@@ -73,16 +71,15 @@ def add_train(commands) -> None:
 
 def run_train(options) -> int:
     """Train, then say where the result is."""
-    from moe_lab.lm import LanguageModelConfig
-    from moe_lab.train import TrainConfig, export, start_over, train
-
     model_config, config = (
         kind(**{field.name: getattr(options, field.name) for field in dataclasses.fields(kind)})
         for kind in (LanguageModelConfig, TrainConfig)
     )
-    if options.fresh:
-        start_over(options.out)
-    print(f"trained: {train(model_config, config, options.out)}")
+    from moe_lab.train import check_export, export, train  # torch takes seconds, and wrong options are known by now
+
+    if options.export:
+        check_export(options.export)
+    print(f"trained: {train(model_config, config, options.out, fresh=options.fresh)}")
     if options.export:
         print(f"exported: {options.export}, validation loss {export(options.out, options.export):.4f} nats a byte")
     return 0
@@ -97,13 +94,14 @@ def add_notebooks(commands) -> None:
 
 def run_notebooks(options) -> int:
     """Run them; an error in a cell is shown whole."""
-    from nbclient.exceptions import CellExecutionError
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     from moe_lab.notebooks import execute_all
 
     try:
         execute_all(options.only)
-    except CellExecutionError as error:
+    except (CellExecutionError, CellTimeoutError, DeadKernelError, NoSuchKernel) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -30,6 +30,8 @@ def activate(hidden: Tensor, activation: str) -> Tensor:
     """
     if check_activation(activation) in UNGATED:
         return UNGATED[activation](hidden)
+    if hidden.shape[-1] % 2:
+        raise ValueError(f"hidden must have an even last dimension, [gate; up], got {tuple(hidden.shape)}")
     gate, up = hidden.chunk(2, dim=-1)
     return GATED[activation](gate) * up
 

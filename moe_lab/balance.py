@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
+from moe_lab.checks import check_number, check_whole
 from moe_lab.types import Routing
 
 
@@ -27,7 +28,7 @@ class Balance:
 
 
 def measure_balance(
-    routing_or_load: Routing | Shaped[Tensor, " num_experts"], *, top_k: int = 1, tokens: int | None = None
+    routing_or_load: Routing | Shaped[Tensor, " num_experts"], *, top_k: int | None = None, tokens: int | None = None
 ) -> Balance:
     """Measure how evenly assignments are spread over experts.
 
@@ -43,8 +44,8 @@ def measure_balance(
     - ``noise_floor_cv`` = sqrt((E / top_k - 1) / tokens): the cv that a perfectly fair router still shows when
       each token draws top_k distinct experts by chance. A cv below it is balance by construction, not luck.
 
-    Given a bare load, ``top_k`` and ``tokens`` say what was asked (tokens: sum(load) / top_k if left out). With no
-    assignment at all every ratio is 0 and every expert dead.
+    Given a bare load, ``top_k`` (1 if left out) and ``tokens`` (sum(load) / top_k) say what was asked; a routing knows
+    both itself. With no assignment at all every ratio is 0 and every expert dead.
 
     Example:
         >>> balance = measure_balance(torch.tensor([6, 2, 0, 4]))
@@ -56,13 +57,17 @@ def measure_balance(
     (arXiv:2408.15664), section 4.1.
     """
     if isinstance(routing_or_load, Routing):
+        if top_k is not None or tokens is not None:
+            raise ValueError(f"top_k and tokens go with a bare load, a Routing has its own; got {top_k} and {tokens}")
         routing = routing_or_load
         load, tokens, asked = routing.load, routing.tokens, routing.asked
         unserved = int((routing.experts < 0).all(dim=1).sum()) / tokens if tokens else 0.0
         top_k = routing.slots if routing.top_k is None else routing.top_k
     else:
         load = _check_load(routing_or_load)
-        tokens = round(int(load.sum()) / top_k) if tokens is None else tokens
+        top_k = 1 if top_k is None else check_whole("top_k", top_k, 1, len(load))
+        fewest = -(-int(load.sum()) // top_k)
+        tokens = fewest if tokens is None else check_whole("tokens", tokens, fewest)
         asked, unserved = tokens * top_k, 0.0
     return _measure(load.double().cpu(), tokens, top_k, asked, unserved)
 
@@ -87,7 +92,7 @@ def _measure(load: Tensor, tokens: int, top_k: int, asked: int, unserved: float)
     share = relative / experts
     rank = torch.arange(1, experts + 1, dtype=torch.float64)
     even = math.log(experts) if experts > 1 else 1.0
-    entropy = float(-torch.special.xlogy(share, share).sum()) / even
+    entropy = 0.0 - float(torch.special.xlogy(share, share).sum()) / even  # 0.0 -: never -0.0
     return Balance(
         variance=variance,
         cv=math.sqrt(variance) / mean if total else 0.0,
@@ -98,7 +103,7 @@ def _measure(load: Tensor, tokens: int, top_k: int, asked: int, unserved: float)
         dead=int((load == 0).sum()),
         dropped_fraction=max(0.0, 1.0 - total / asked) if asked else 0.0,
         unserved_fraction=unserved,
-        noise_floor_cv=math.sqrt(max(0.0, experts / top_k - 1) / tokens) if tokens else 0.0,
+        noise_floor_cv=math.sqrt(max(0.0, experts / top_k - 1) / tokens) if tokens and top_k else 0.0,
     )
 
 
@@ -123,12 +128,17 @@ class BiasBalancer(nn.Module):
 
     def __init__(self, num_experts: int, rate: float = 1e-3):
         super().__init__()
-        if num_experts < 1:
-            raise ValueError(f"num_experts must be at least 1, got {num_experts}")
-        if not 0 < rate < float("inf"):
-            raise ValueError(f"rate must be a finite number above 0, got {rate}")
-        self.rate = rate
+        check_whole("num_experts", num_experts, 1, 2**20)
+        self.rate = check_number("rate", rate, above=0)
         self.register_buffer("bias", torch.zeros(num_experts))
+
+    def _apply(self, fn, recurse=True):
+        """Move with the model, and stay in float32: in bfloat16 a bias of 0.5 can no longer learn at a rate of
+        0.001."""
+        kept = self.bias
+        super()._apply(fn, recurse)
+        self.bias = self.bias.float() if kept.is_meta else kept.to(self.bias.device)
+        return self
 
     @torch.no_grad()
     def update(self, load: Int64[Tensor, " num_experts"]) -> None:

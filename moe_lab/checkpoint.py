@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,48 +12,69 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-UNFINISHED = ".unfinished-"
+STEP = re.compile(r"step-(\d+)")
+HIDDEN = re.compile(r"\.unfinished-.+-\d+")  # name, then the process that made it
 
 
 def publish_folder(parent: Path, name: str, write: Callable[[Path], None]) -> Path:
     """Let ``write`` fill a hidden folder, flush it to the disk, then rename it to ``parent/name``.
 
-    Renaming is one step for the file system: whoever looks sees the whole folder or none. A folder of that name from an
-    earlier run is kept, since it holds the same step.
+    Renaming is one step for the file system: whoever looks sees the whole folder or none. A folder that has the name
+    already makes way. One process at a time may publish into a parent.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    for leftover in parent.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(leftover)
-    hidden, final = parent / f"{UNFINISHED}{name}", parent / name
+    for leftover in parent.iterdir():
+        if HIDDEN.fullmatch(leftover.name) and leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+    hidden, final = parent / _hidden(name), parent / name
     hidden.mkdir()
     write(hidden)
     for path in [*hidden.iterdir(), hidden]:
         _flush(path)
     if final.exists():
-        shutil.rmtree(hidden)
-    else:
-        hidden.rename(final)
-        _flush(parent)
+        hide_and_delete(final)
+    hidden.rename(final)
+    _flush(parent)
     return final
+
+
+def checkpoints(parent: Path) -> dict[int, Path]:
+    """The checkpoints in ``parent`` by step, the oldest first: folders named step-NUMBER, and nothing else."""
+    found = {}
+    for path in parent.iterdir() if parent.is_dir() else ():
+        match = STEP.fullmatch(path.name)
+        if match and path.is_dir() and not path.is_symlink():
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
 
 
 def latest_checkpoint(parent: Path) -> Path | None:
     """The checkpoint with the highest step in ``parent``, or None."""
-    return max(parent.glob("step-*"), default=None)
+    return next(reversed(checkpoints(parent).values()), None)
 
 
-def remove_older(parent: Path, kept: Path) -> None:
-    """Delete the checkpoints before ``kept``; they are hidden first, so that none is ever half there."""
-    for folder in parent.glob("step-*"):
-        if folder.name < kept.name:
-            hidden = folder.rename(parent / f"{UNFINISHED}{folder.name}")
-            shutil.rmtree(hidden)
+def remove_older(parent: Path, kept: int) -> None:
+    """Delete the checkpoints before step ``kept``."""
+    for step, folder in checkpoints(parent).items():
+        if step < kept:
+            hide_and_delete(folder)
+
+
+def start_over(parent: Path) -> None:
+    """Delete the checkpoints in ``parent``, and nothing else."""
+    for folder in checkpoints(parent).values():
+        hide_and_delete(folder)
+
+
+def hide_and_delete(folder: Path) -> None:
+    """Delete a folder so that it is never half there: it loses its name first."""
+    shutil.rmtree(folder.rename(folder.parent / _hidden(f"old-{folder.name}")))
 
 
 def write_json(path: Path, value: dict) -> None:
     """Write JSON with a final newline, long lists of numbers on one line."""
     rows = ",\n".join(f"  {json.dumps(key)}: {json.dumps(item)}" for key, item in value.items())
-    path.write_text("{\n" + rows + "\n}\n")
+    path.write_text("{\n" + rows + "\n}\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict:
@@ -60,8 +82,8 @@ def read_json(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); was it cut off?") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, it holds a {type(value).__name__}")
@@ -69,14 +91,16 @@ def read_json(path: Path) -> dict:
 
 
 def read_config(kind: type, path: Path):
-    """Read a config dataclass from JSON, refusing fields that it does not have."""
+    """Read a config dataclass from JSON, refusing fields that are unknown, missing or wrong."""
     values = read_json(path)
     known = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{path} has the unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    if missing := sorted(known - set(values)):
+        raise ValueError(f"{path} lacks the field {missing[0]!r}")
     try:
         return kind(**values)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -88,6 +112,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); was it cut off?") from error
+
+
+def _hidden(name: str) -> str:
+    return f".unfinished-{name}-{os.getpid()}"
 
 
 def _flush(path: Path) -> None:

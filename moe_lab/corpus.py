@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from moe_lab.checks import check_whole
+
 LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "lib2to3"}
 VALIDATION_EVERY = 10  # whole files, so that no validation text was seen in training
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """Bytes to train on and bytes held out, with a fingerprint that changes when the text does."""
 
@@ -46,6 +48,8 @@ def standard_library(folder: str | None = None) -> Corpus:
         >>> corpus.train.dtype, len(corpus.train) > 1_000_000, corpus.files > 100
         (torch.uint8, True, True)
 
+    A folder is read once; ``standard_library.cache_clear()`` forgets it.
+
     Raises FileNotFoundError where Python was installed without its source.
     """
     root = Path(folder or sysconfig.get_path("stdlib"))
@@ -68,7 +72,7 @@ def _python_files(root: Path) -> list[Path]:
     found = []
     for folder, inner, names in os.walk(root):
         inner[:] = [name for name in inner if name not in LEFT_OUT]
-        found += [Path(folder, name) for name in names if name.endswith(".py")]
+        found += [path for name in names if name.endswith(".py") and (path := Path(folder, name)).is_file()]
     return sorted(found)
 
 
@@ -89,6 +93,8 @@ def draw_batch(
 
     Raises ValueError for a text that is not longer than ``length``.
     """
+    check_whole("batch", batch, 1)
+    check_whole("length", length, 1)
     if len(text) <= length:
         raise ValueError(f"text must be longer than length={length}, it has {len(text)} bytes")
     start = torch.randint(len(text) - length, (batch, 1), generator=generator)

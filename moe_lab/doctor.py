@@ -87,7 +87,11 @@ def _packages() -> list[Finding]:
         "jupyterlab": "opens the lessons",
         "anywidget": "the widgets",
         "matplotlib": "the figures",
+        "seaborn": "their style",
+        "ipywidgets": "the link between widgets and Python",
         "safetensors": "the trained model",
+        "scipy": 'the router "base"',
+        "jaxtyping": "shapes in signatures",
         "transformers": "lesson 02 compares our layer with its blocks",
     }
     findings = []
@@ -101,8 +105,10 @@ def _packages() -> list[Finding]:
 def _gpu() -> Finding:
     remedy = "a CUDA or ROCm GPU and a torch build for it; only live GPU timing needs one"
     if _version("torch"):
-        import torch
-
+        try:
+            import torch
+        except Exception as error:  # whatever a broken installation raises, the reader gets a sentence
+            return Finding("gpu", False, False, f"unknown: torch does not import ({error})", "make clean, then make")
         if torch.cuda.is_available():
             device = torch.cuda.get_device_properties(0)
             return Finding("gpu", True, False, f"{device.name}, {device.total_memory / 2**30:.0f} GiB")

@@ -7,7 +7,6 @@ pass of its own.
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from moe_lab.activations import activate, check_activation, hidden_columns
 from moe_lab.types import Routing
@@ -45,6 +44,9 @@ def expert_mlp(
     name of the argument and what it was.
     Source: Shazeer et al. 2017 (arXiv:1701.06538), equation 1; SwiGLU: Shazeer 2020 (arXiv:2002.05202).
     """
+    if isinstance(x, Tensor) and autocasts(x.device) and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, w_gate_up, w_down = x.to(dtype), w_gate_up.to(dtype), w_down.to(dtype)
     check_arguments(x, routing, w_gate_up, w_down, activation)
     return BACKENDS["grouped" if check_backend(backend) == "auto" else backend](
         x, routing, w_gate_up, w_down, activation
@@ -104,8 +106,11 @@ class _GroupedMLP(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
+        if torch.is_grad_enabled():  # create_graph=True: what follows would be a constant to autograd, silently
+            raise RuntimeError(
+                'the "grouped" backend has no second derivative; use backend="loop" for create_graph=True'
+            )
         rows, weight, w_gate_up, w_down, token, hidden = ctx.saved_tensors
         need_x, need_weight, need_gate_up, need_down = ctx.needs_input_grad[:4]
         dx = dweight = dw_gate_up = dw_down = None
@@ -173,6 +178,11 @@ def blockwise_outer(
 
 
 BACKENDS = {"loop": _loop, "grouped": _grouped}
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast knows this kind of device at all (it does not know "meta")."""
+    return torch.amp.is_autocast_available(device.type)
 
 
 def check_backend(backend: str) -> str:

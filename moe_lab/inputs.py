@@ -7,12 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moe_lab.activations import hidden_columns
+from moe_lab.checks import check_whole
 from moe_lab.types import Routing
 
 SPREADS = ("uniform", "skewed", "one_expert", "half_empty")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerInputs:
     """What `expert_mlp` takes, and an upstream gradient for its backward pass."""
 
@@ -59,6 +60,7 @@ def make_layer_inputs(
         raise ValueError(f"spread must be one of {', '.join(SPREADS)}; got {spread!r}")
     if not 0 <= empty_slots <= 1:
         raise ValueError(f"empty_slots must lie in 0..1, got {empty_slots}")
+    check_whole("top_k", top_k, 1, num_experts)
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

@@ -1,13 +1,16 @@
 """The MoE layer: a router, its experts, and experts that every token shares."""
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_lab.activations import activate, check_activation, hidden_columns
-from moe_lab.experts import check_backend, expert_mlp
-from moe_lab.routers import METHODS, options_of, route
+from moe_lab.checks import check_whole
+from moe_lab.experts import autocasts, check_backend, expert_mlp
+from moe_lab.routers import METHODS, options_of, required_options, route
 from moe_lab.routers.scores import widen
 from moe_lab.types import Routing
 
@@ -48,14 +51,10 @@ class MoE(nn.Module):
         **router_options,
     ):
         super().__init__()
-        sizes = {"d_model": d_model, "d_expert": d_expert, "num_experts": num_experts, "top_k": top_k}
-        for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
-        if top_k > num_experts:
-            raise ValueError(f"top_k must lie in 1..{num_experts} (num_experts), got {top_k}")
-        if not isinstance(num_shared, int) or num_shared < 0:
-            raise ValueError(f"num_shared must be a whole number of at least 0, got {num_shared!r}")
+        for name, size in (("d_model", d_model), ("d_expert", d_expert), ("num_experts", num_experts)):
+            check_whole(name, size, 1)
+        top_k = check_whole("top_k", top_k, 1, num_experts)
+        num_shared = check_whole("num_shared", num_shared, 0)
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
         for option in router_options:
@@ -81,11 +80,13 @@ class MoE(nn.Module):
         self.balancer = balancer
         self._tensor_options = [name for name, value in router_options.items() if isinstance(value, Tensor)]
         for name in self._tensor_options:
-            self.register_buffer(f"router_{name}", router_options[name])
+            own = router_options[name].detach().clone()  # the caller's tensor stays the caller's
+            self.register_buffer(f"router_{name}", own, persistent=name == "bias")
         self.router_options = {k: v for k, v in router_options.items() if k not in self._tensor_options}
         self.routing: Routing | None = None
         self.logits: Tensor | None = None
         self.reset_parameters()
+        self._try_router()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -94,24 +95,57 @@ class MoE(nn.Module):
             weight.normal_(std=weight.shape[-1] ** -0.5)
 
     def forward(self, x: Float[Tensor, "*batch d_model"], **options) -> Float[Tensor, "*batch d_model"]:
-        """Route all tokens of x together, whatever their batch dimensions, and apply their experts."""
-        if x.shape[-1] != self.router.shape[1]:
+        """Route all tokens of x together, whatever their batch dimensions, and apply their experts.
+
+        Options given here go before those of the constructor: ``layer(x, noise_std=0.0)`` is quiet.
+        """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        if x.dim() == 0 or x.shape[-1] != self.router.shape[1]:
             raise ValueError(f"x must be (..., d_model={self.router.shape[1]}), got {tuple(x.shape)}")
         rows = x.reshape(-1, x.shape[-1])
-        self.logits = F.linear(widen(rows), widen(self.router))
-        self.routing = route(self.logits, self.top_k, self.method, **self._options(), **options)
-        y = expert_mlp(
-            rows, self.routing, self.w_gate_up, self.w_down, activation=self.activation, backend=self.backend
-        )
+        # autocast would make the logits bfloat16 again
+        with torch.autocast(x.device.type, enabled=False) if autocasts(x.device) else contextlib.nullcontext():
+            logits = F.linear(widen(rows), widen(self.router))
+        routing = route(logits, self.top_k, self.method, **{**self._options(), **options})
+        y = expert_mlp(rows, routing, self.w_gate_up, self.w_down, activation=self.activation, backend=self.backend)
         if self.num_shared:
             y = y + F.linear(activate(F.linear(rows, self.shared_gate_up), self.activation), self.shared_down)
+        self.logits, self.routing = logits, routing  # last, so that two threads do not read each other's
         return y.reshape(x.shape)
+
+    def __getstate__(self) -> dict:
+        """A copy starts without the last call: its tensors belong to a graph, which cannot be copied."""
+        return {**super().__getstate__(), "routing": None, "logits": None}
+
+    def _apply(self, fn, recurse=True):
+        """Move with the model; a selection bias stays in float32, where small steps of it still count."""
+        kept = {name: getattr(self, f"router_{name}") for name in self._tensor_options}
+        super()._apply(fn, recurse)
+        for name, tensor in kept.items():
+            if tensor.is_floating_point() and not tensor.is_meta:
+                setattr(self, f"router_{name}", tensor.to(self.router.device))
+        return self
+
+    def _try_router(self) -> None:
+        """Route two tokens of zeros, so that options which can never work are refused now."""
+        method = METHODS[self.method]
+        if self.router.is_meta or any(name not in self._options() for name in required_options(method)):
+            return  # token ids, say, come with the call
+        options = {name: value for name, value in self._options().items() if not isinstance(value, Tensor)}
+        if isinstance(self._options().get("bias"), Tensor):
+            options["bias"] = self._options()["bias"].cpu()
+        if "generator" in options_of(method) and "generator" not in options:
+            options["generator"] = torch.Generator()  # a trial must not draw from anybody's chance
+        route(torch.zeros(2, self.num_experts, device="cpu"), self.top_k, self.method, **options)
 
     def _options(self) -> dict:
         options = dict(self.router_options)
         options.update({name: getattr(self, f"router_{name}") for name in self._tensor_options})
         if self.balancer is not None:
-            options["bias"] = self.balancer.bias
+            options["bias"] = getattr(self.balancer, "bias", None)
+            if not isinstance(options["bias"], Tensor):
+                raise TypeError(f"balancer must be a module with a tensor .bias, got {type(self.balancer).__name__}")
         return options
 
     def extra_repr(self) -> str:

@@ -1,6 +1,7 @@
 """What every lesson starts with, and the checks of its exercises; progress is kept in one small file."""
 
-import importlib
+import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -11,9 +12,10 @@ import numpy as np
 import platformdirs
 import torch
 
+from moe_lab.checks import check_whole
 from moe_lab.exercises import Exercise
+from moe_lab.figures import restart_numbering
 from moe_lab.plots.style import use_style
-from moe_lab.show import restart_numbering
 
 EXERCISE_ID = re.compile(r"(\d\d)\.(\d)")
 
@@ -57,8 +59,7 @@ def hint(exercise_id: str, level: int = 1) -> None:
     Raises ValueError for an exercise or a level that does not exist.
     """
     hints = find_exercise(exercise_id).hints
-    if not 1 <= level <= len(hints):
-        raise ValueError(f"level must lie in 1..{len(hints)}, got {level}")
+    check_whole("level", level, 1, len(hints))
     more = f'  (more: ml.hint("{exercise_id}", {level + 1}))' if level < len(hints) else ""
     print(f"Hint {level} of {len(hints)}: {hints[level - 1]}{more}")
 
@@ -69,7 +70,7 @@ def progress() -> dict[str, bool]:
     A damaged file counts as no progress: it never stands between a reader and a lesson.
     """
     try:
-        saved = json.loads(progress_file().read_text())
+        saved = json.loads(progress_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return {key: bool(value) for key, value in saved.items()} if isinstance(saved, dict) else {}
@@ -80,12 +81,14 @@ def record(exercise_id: str, solved: bool) -> None:
     results = progress()
     results[exercise_id] = solved or results.get(exercise_id, False)
     path = progress_file()
+    unfinished = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(dict(sorted(results.items())), indent=2) + "\n")
+        unfinished.write_text(json.dumps(dict(sorted(results.items())), indent=2) + "\n", encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         print(f"(progress was not saved: {error})")
 
 
@@ -97,14 +100,14 @@ def progress_file() -> Path:
 def exercises_of(lesson: str) -> dict[str, Exercise]:
     """The exercises of a lesson, by id."""
     name = f"moe_lab.exercises.lesson_{lesson}"
-    if not re.fullmatch(r"\d\d", lesson) or importlib.util.find_spec(name) is None:
+    if not isinstance(lesson, str) or not re.fullmatch(r"\d\d", lesson) or importlib.util.find_spec(name) is None:
         raise ValueError(f'lesson must be the two digits of a lesson that exists, such as "00"; got {lesson!r}')
     return importlib.import_module(name).EXERCISES
 
 
 def find_exercise(exercise_id: str) -> Exercise:
     """The exercise with this id, such as "01.2"."""
-    match = EXERCISE_ID.fullmatch(exercise_id)
+    match = EXERCISE_ID.fullmatch(exercise_id) if isinstance(exercise_id, str) else None
     exercises = exercises_of(match[1]) if match else {}
     if exercise_id not in exercises:
         known = f"; lesson {match[1]} has {', '.join(exercises)}" if match else ""

@@ -1,8 +1,6 @@
 """A small language model over bytes whose every feed-forward layer is an MoE: something real to look at."""
 
 import dataclasses
-import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,53 +10,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moe_lab.balance import BiasBalancer
-from moe_lab.checkpoint import read_config, read_tensors
+from moe_lab.checkpoint import read_config, read_tensors, write_json
+from moe_lab.checks import check_number, check_whole
+from moe_lab.config import LanguageModelConfig
 from moe_lab.layers import MoE
+from moe_lab.routers import METHODS, options_of, required_options
 from moe_lab.types import Routing
 
 VOCABULARY = 256  # bytes
 SHIPPED = Path(__file__).parents[1] / "data" / "checkpoints" / "stdlib-moe"
-
-
-def option(default: object, meaning: str):
-    """A config field with the words that ``--help`` shows for it."""
-    return dataclasses.field(default=default, metadata={"help": meaning})
-
-
-@dataclass(frozen=True)
-class LanguageModelConfig:
-    """Every size of a `LanguageModel`; ``bias_rate`` 0 trains without a balancer.
-
-    Example:
-        >>> LanguageModelConfig(num_experts=8).top_k
-        2
-
-    Raises ValueError, with the name and the value, for sizes that cannot be.
-    """
-
-    d_model: int = option(128, "width of a token")
-    num_layers: int = option(4, "blocks of attention and MoE")
-    num_heads: int = option(4, "attention heads")
-    context: int = option(256, "longest text, in bytes")
-    d_expert: int = option(128, "hidden width of one expert")
-    num_experts: int = option(16, "experts a layer")
-    top_k: int = option(2, "experts a token")
-    method: str = option("sigmoid_bias", "routing method")
-    num_shared: int = option(0, "experts that every token visits")
-    bias_rate: float = option(1e-2, "step of the balancing bias; 0 for none")
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, (int, float) if field.type is float else field.type) or isinstance(value, bool):
-                raise ValueError(f"{field.name} must be of type {field.type.__name__}, got {value!r}")
-        for name in ("d_model", "num_layers", "num_heads", "context", "d_expert", "num_experts", "top_k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.d_model % self.num_heads:
-            raise ValueError(f"num_heads must divide d_model={self.d_model}, got {self.num_heads}")
-        if not 0 <= self.bias_rate < float("inf"):
-            raise ValueError(f"bias_rate must be a finite number of at least 0, got {self.bias_rate}")
 
 
 class Attention(nn.Module):
@@ -86,6 +46,11 @@ class Block(nn.Module):
         self.attention_norm = nn.RMSNorm(config.d_model)
         self.attention = Attention(config.d_model, config.num_heads)
         self.moe_norm = nn.RMSNorm(config.d_model)
+        takes_bias = "bias" in options_of(METHODS.get(config.method, METHODS["top_k"]))
+        if config.bias_rate and not takes_bias:
+            raise ValueError(f"method {config.method!r} takes no bias; set bias_rate to 0, got {config.bias_rate}")
+        if config.method in METHODS and (needed := required_options(METHODS[config.method])):
+            raise ValueError(f"method {config.method!r} needs {', '.join(needed)}, which the model cannot give")
         balancer = BiasBalancer(config.num_experts, config.bias_rate) if config.bias_rate else None
         self.moe = MoE(
             config.d_model,
@@ -148,6 +113,8 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def read(self, text: str) -> list[Routing]:
         """Run a text through the model; one `Routing` a layer, one token a UTF-8 byte."""
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a string, got {type(text).__name__}")
         codes = torch.tensor([list(text.encode())], dtype=torch.int64, device=self.position.device)
         self(codes)
         return [layer.routing for layer in self.layers]
@@ -155,22 +122,29 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def write(self, prompt: str, count: int, temperature: float = 0.0, seed: int = 0) -> str:
         """Continue a prompt by ``count`` bytes: the likeliest ones, or drawn at a temperature above 0."""
+        check_whole("count", count, 0)
+        check_number("temperature", temperature, at_least=0)
         draw = torch.Generator().manual_seed(seed)
         codes = list(prompt.encode()) or [10]
         start = len(codes)
         for _ in range(count):
             logits = self(torch.tensor([codes[-self.config.context :]], device=self.position.device))[0, -1].cpu()
             if temperature > 0:
-                codes.append(int(torch.multinomial((logits / temperature).softmax(0), 1, generator=draw)))
+                codes.append(
+                    int(torch.multinomial((logits.double() / max(temperature, 1e-6)).softmax(0), 1, generator=draw))
+                )
             else:
                 codes.append(int(logits.argmax()))
         return bytes(codes[start:]).decode(errors="replace")
 
-    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors``; ``dtype`` rounds the weights on the way."""
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in self.state_dict().items()}
-        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+        write_json(folder / "config.json", dataclasses.asdict(self.config))
         save_file(tensors, folder / "model.safetensors")
 
 

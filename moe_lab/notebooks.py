@@ -66,7 +66,9 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
             cell.outputs = [output for output in cell.outputs if not _is_progress_bar(output)]
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
-    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(path)  # whole or not at all
 
 
 def _is_progress_bar(output: nbformat.NotebookNode) -> bool:

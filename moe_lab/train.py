@@ -1,16 +1,20 @@
 """Train the small language model; a kill at any moment loses at most the steps since the last checkpoint."""
 
+import contextlib
 import dataclasses
 import math
 import os
 import platform
-import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -22,39 +26,12 @@ from moe_lab.checkpoint import (
     read_config,
     read_tensors,
     remove_older,
+    start_over,
     write_json,
 )
+from moe_lab.config import LanguageModelConfig, TrainConfig
 from moe_lab.corpus import Corpus, draw_batch, standard_library
-from moe_lab.lm import LanguageModel, LanguageModelConfig, load_model, option
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How long, how fast, from which seed. Every draw of a step follows from ``seed`` and the step alone.
-
-    Raises ValueError, with the name and the value, for numbers that cannot be.
-    """
-
-    steps: int = option(1800, "optimiser steps in all")
-    batch: int = option(16, "texts a step, each as long as the context")
-    learning_rate: float = option(3e-3, "highest learning rate")
-    warmup: int = option(100, "steps of linear warm-up")
-    weight_decay: float = option(0.1, "AdamW's weight decay, matrices only")
-    seed: int = option(0, "seed of the weights and of every batch")
-    validate_every: int = option(100, "steps between validations")
-    checkpoint_every: int = option(100, "steps between checkpoints: the most that a kill can cost")
-
-    def __post_init__(self):
-        for name in ("steps", "batch", "validate_every", "checkpoint_every"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {getattr(self, name)!r}")
-        for name in ("warmup", "seed"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
-                raise ValueError(f"{name} must be a whole number of at least 0, got {getattr(self, name)!r}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate must be a finite number above 0, got {self.learning_rate!r}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"weight_decay must be a finite number of at least 0, got {self.weight_decay!r}")
+from moe_lab.lm import LanguageModel, load_model
 
 
 @dataclass
@@ -67,6 +44,11 @@ class History:
     seconds: float = 0.0
     corpus: str = ""
     machine: dict[str, str | int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        numbers = isinstance(self.losses, list) and all(isinstance(loss, float) for loss in self.losses)
+        if not numbers or not all(map(math.isfinite, self.losses)):
+            raise ValueError("losses must be a list of finite numbers")
 
     @property
     def steps(self) -> int:
@@ -92,7 +74,7 @@ class Trainer:
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         vectors = [p for p in self.model.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
         self.history = History(corpus=self.corpus.fingerprint, machine=describe_machine())
 
     def learning_rate(self, step: int) -> float:
@@ -114,7 +96,9 @@ class Trainer:
         loss = F.cross_entropy(self.model(now).flatten(0, 1), after.flatten())
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+            self._diverged(f"loss {loss.item()}, gradient norm {norm.item()}")
         self.optimizer.step()
         for layer in self.model.layers:
             if isinstance(layer.balancer, BiasBalancer):
@@ -139,8 +123,17 @@ class Trainer:
         self.model.train()
         return sum(losses) / batches
 
+    def _diverged(self, what: str) -> None:
+        raise ValueError(
+            f"training diverged at step {self.history.steps}: {what}; "
+            f"is learning_rate={self.config.learning_rate} too high? The last checkpoint is kept"
+        )
+
     def save(self, folder: Path) -> None:
-        """Write a checkpoint folder: model, optimiser, configs, history."""
+        """Write a checkpoint folder: model, optimiser, configs, history. Refuses weights that are not finite."""
+        for name, parameter in self.model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                self._diverged(f"{name} is not finite")
         self.model.save(folder)
         save_file(self._optimizer_tensors(), folder / "optimizer.safetensors")
         write_json(folder / "train.json", dataclasses.asdict(self.config))
@@ -158,13 +151,19 @@ class Trainer:
                 f"{folder} was trained on a text with fingerprint {history.corpus}, this machine's "
                 f"{trainer.corpus.source} has {trainer.corpus.fingerprint}; resume with the same Python version"
             )
+        if folder.name != step_name(history.steps):
+            raise ValueError(f"{folder / 'history.json'} holds {history.steps} losses, which is not {folder.name}")
         trainer.history = history
-        tensors = read_tensors(folder / "optimizer.safetensors")
+        path = folder / "optimizer.safetensors"
+        tensors = read_tensors(path)
         for name, parameter in trainer.model.named_parameters():
-            names = {key: f"{key}/{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
-            if not all(tensor in tensors for tensor in names.values()):
-                raise ValueError(f"{folder / 'optimizer.safetensors'} lacks the state of parameter {name}")
-            trainer.optimizer.state[parameter] = {key: tensors[tensor] for key, tensor in names.items()}
+            shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            for key, shape in shapes.items():
+                tensor = tensors.get(f"{key}/{name}")
+                if tensor is None or tensor.shape != shape or tensor.dtype != torch.float32:
+                    found = None if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+                    raise ValueError(f"{path}: {key}/{name} must be float32 {tuple(shape)}, found {found}")
+                trainer.optimizer.state[parameter][key] = tensor
         return trainer
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
@@ -175,33 +174,80 @@ class Trainer:
         }
 
 
-def train(model_config: LanguageModelConfig, config: TrainConfig, out: Path, corpus: Corpus | None = None) -> Path:
+def train(
+    model_config: LanguageModelConfig,
+    config: TrainConfig,
+    out: Path,
+    corpus: Corpus | None = None,
+    fresh: bool = False,
+) -> Path:
     """Train to the end, or go on from the newest checkpoint in ``out``; returns the last checkpoint's folder.
 
-    Shows a progress bar with loss and load. Raises ValueError where ``out`` holds a run with another config.
+    Shows a progress bar with loss and load. ``fresh`` deletes the checkpoints in ``out`` first, once it is sure that
+    the new run can start. Ctrl-C stops after the step that is under way, and keeps it; a second one stops at once.
+
+    Raises ValueError where ``out`` holds a run with another config, where another process trains into it, and where the
+    loss stops being finite; KeyboardInterrupt after Ctrl-C.
     """
-    newest = latest_checkpoint(out)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", timeout=0):  # the system lets go of it when the process dies, however it dies
+            return _train(model_config, config, out, corpus, fresh)
+    except Timeout as error:
+        raise ValueError(f"another process trains into {out}; wait for it, or give another --out") from error
+
+
+def _train(
+    model_config: LanguageModelConfig, config: TrainConfig, out: Path, corpus: Corpus | None, fresh: bool
+) -> Path:
+    newest = None if fresh else latest_checkpoint(out)
     if newest is None:
         trainer = Trainer(model_config, config, corpus)
+        if fresh:
+            start_over(out)
     else:
         trainer = Trainer.resume(newest, corpus)
         refuse_other_config(trainer, model_config, config, out)
         tqdm.write(f"going on from {newest} at step {trainer.history.steps} of {config.steps}")
-    saved_at = trainer.history.steps if newest else -1
     bar = tqdm(total=config.steps, initial=trainer.history.steps, unit="step", desc="training")
-    try:
+    with bar, interrupt_between_steps() as stop:
         while trainer.history.steps < config.steps:
             trainer.step()
             bar.update()
             report(trainer, bar)
-            if trainer.history.steps % config.checkpoint_every == 0:
-                checkpoint(trainer, out)
-                saved_at = trainer.history.steps
-    finally:  # also on Ctrl-C: the bar closes, and the finished steps are kept
-        bar.close()
-        if trainer.history.steps > max(saved_at, 0):
-            checkpoint(trainer, out)
+            done = trainer.history.steps == config.steps
+            # Checkpoints are made here and nowhere else: between two steps, never after an error.
+            if done or stop.is_set() or trainer.history.steps % config.checkpoint_every == 0:
+                publish_folder(out, step_name(trainer.history.steps), trainer.save)
+                remove_older(out, trainer.history.steps)
+            if stop.is_set():
+                raise KeyboardInterrupt
     return latest_checkpoint(out)
+
+
+def step_name(step: int) -> str:
+    """The folder of a checkpoint: step-000100."""
+    return f"step-{step:06d}"
+
+
+@contextlib.contextmanager
+def interrupt_between_steps() -> Iterator[threading.Event]:
+    """Turn Ctrl-C into an event that the loop looks at between steps; the second Ctrl-C acts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield stop
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def remember(*_) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def report(trainer: Trainer, bar: tqdm) -> None:
@@ -218,13 +264,6 @@ def report(trainer: Trainer, bar: tqdm) -> None:
     bar.set_postfix(figures, refresh=False)
 
 
-def checkpoint(trainer: Trainer, out: Path) -> Path:
-    """Write the checkpoint whole or not at all, then drop the older ones."""
-    folder = publish_folder(out, f"step-{trainer.history.steps:06d}", trainer.save)
-    remove_older(out, folder)
-    return folder
-
-
 def refuse_other_config(trainer: Trainer, model_config: LanguageModelConfig, config: TrainConfig, out: Path) -> None:
     """A run goes on with the config that it began with, or not at all."""
     for asked, begun in ((model_config, trainer.model.config), (config, trainer.config)):
@@ -236,32 +275,37 @@ def refuse_other_config(trainer: Trainer, model_config: LanguageModelConfig, con
                 )
 
 
-def export(run: Path, folder: Path) -> float:
+def check_export(folder: Path) -> None:
+    """Refuse to export over anything but an earlier export."""
+    if folder.exists() and not (folder.is_dir() and (folder / "training.json").is_file()):
+        raise ValueError(f"export must be a new folder or an earlier export, {folder} is neither")
+
+
+def export(run: Path, folder: Path, corpus: Corpus | None = None) -> float:
     """Write the newest model of a run for readers: weights rounded to float16, its curve, no optimiser.
 
     Returns the validation loss of the rounded model, which the record holds too. Raises ValueError for a run without
-    a checkpoint.
+    a checkpoint, or a folder that holds anything but an earlier export.
     """
+    check_export(folder)
     newest = latest_checkpoint(run)
     if newest is None:
         raise ValueError(f"run {run} holds no checkpoint")
-    trainer = Trainer.resume(newest)
-    trainer.model.save(folder, dtype=torch.float16)
-    trainer.model.load_state_dict(load_model(folder).state_dict())
-    record = {
-        "train": dataclasses.asdict(trainer.config),
-        "corpus": trainer.corpus.source,
-        "validation_of_rounded_weights": trainer.validate(),
-        "history": dataclasses.asdict(trainer.history),
-    }
-    write_json(folder / "training.json", record)
-    return record["validation_of_rounded_weights"]
+    trainer = Trainer.resume(newest, corpus)
 
+    def write(hidden: Path) -> None:
+        trainer.model.save(hidden, dtype=torch.float16)
+        trainer.model.load_state_dict(load_model(hidden).state_dict())
+        record = {
+            "train": dataclasses.asdict(trainer.config),
+            "corpus": trainer.corpus.source,
+            "validation_of_rounded_weights": trainer.validate(),
+            "history": dataclasses.asdict(trainer.history),
+        }
+        write_json(hidden / "training.json", record)
 
-def start_over(out: Path) -> None:
-    """Delete the checkpoints in ``out``, and nothing else."""
-    for folder in out.glob("step-*"):
-        shutil.rmtree(folder)
+    publish_folder(folder.parent, folder.name, write)
+    return trainer.validate()
 
 
 def describe_machine() -> dict[str, str | int]:

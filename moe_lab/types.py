@@ -16,8 +16,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from moe_lab.checks import check_whole
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)  # two routings are compared by their tensors, which have no single answer
 class Routing:
     """Which experts every token goes to, and with which weight each answer counts.
 
@@ -100,8 +102,9 @@ def _check_form(routing: Routing) -> None:
         )
     if experts.device != weights.device:
         raise ValueError(f"experts are on {experts.device} and weights on {weights.device}; both must be on one device")
-    if not isinstance(routing.num_experts, int) or routing.num_experts < 1:
-        raise ValueError(f"num_experts must be a whole number of at least 1, got {routing.num_experts!r}")
+    check_whole("num_experts", routing.num_experts, 1)
+    if routing.top_k is not None:
+        check_whole("top_k", routing.top_k, 1, routing.num_experts)
 
 
 def _check_values(routing: Routing) -> None:

@@ -99,6 +99,29 @@ def test_refuses(load, error, says, unchecked_shapes):
         measure_balance(load)
 
 
+def test_a_routing_knows_its_own_numbers():
+    with pytest.raises(ValueError, match="top_k and tokens go with a bare load"):
+        measure_balance(route(torch.zeros(4, 3), 1), top_k=2)
+    with pytest.raises(ValueError, match=r"top_k must be in 1..3, got 4"):
+        measure_balance(torch.tensor([1, 1, 1]), top_k=4)
+    with pytest.raises(ValueError, match="tokens must be at least 2, got 1"):
+        measure_balance(torch.tensor([1, 1, 1]), top_k=2, tokens=1)
+    half = measure_balance(torch.tensor([1, 1, 2]), top_k=2, tokens=4)
+    assert half.dropped_fraction == 0.5 and half.noise_floor_cv == pytest.approx(math.sqrt((3 / 2 - 1) / 4))
+
+
+def test_the_floor_of_expert_choice_follows_top_k_and_not_its_slots():
+    routing = route(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), 2, "expert_choice")
+    assert routing.slots != 2
+    assert measure_balance(routing).noise_floor_cv == pytest.approx(math.sqrt((8 / 2 - 1) / 64))
+
+
+def test_the_bias_compares_with_the_mean():
+    balancer = BiasBalancer(4, rate=1.0)
+    balancer.update(torch.tensor([9, 1, 1, 1]))  # the median is 1, the mean 3
+    assert balancer.bias.tolist() == [-1.0, 1.0, 1.0, 1.0]
+
+
 def test_bias_balances_a_skewed_router():
     draw = torch.Generator().manual_seed(0)
     skew, balancer = torch.linspace(0, 3, 8), BiasBalancer(8, rate=0.005)
@@ -115,7 +138,7 @@ def test_bias_balances_a_skewed_router():
 def test_bias_balancer_refuses(unchecked_shapes):
     with pytest.raises(ValueError, match="rate must be a finite number above 0, got 0"):
         BiasBalancer(3, rate=0)
-    with pytest.raises(ValueError, match="num_experts must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_experts must be in 1..1048576, got 0"):
         BiasBalancer(0)
     with pytest.raises(ValueError, match=r"load must be \(3,\), got \(2,\)"):
         BiasBalancer(3).update(torch.tensor([1, 2]))

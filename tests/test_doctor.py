@@ -41,6 +41,24 @@ def test_the_browser_is_only_good_to_have(monkeypatch):
     assert doctor.lessons_run(findings)
 
 
+@pytest.mark.parametrize("missing", ["torch", "jaxtyping", "matplotlib", "scipy", "safetensors"])
+def test_it_speaks_where_packages_are_missing(missing):
+    """For real: the package cannot be imported, as after a clone without `make`."""
+    code = (
+        "import sys, runpy, importlib.metadata as m\n"
+        f"sys.modules['{missing}'] = None\n"
+        "found = m.version\n"
+        f"def version(name):\n    if name == '{missing}': raise m.PackageNotFoundError(name)\n    return found(name)\n"
+        "m.version = version\n"
+        "sys.argv = ['moe_lab', 'doctor']\n"
+        "runpy.run_module('moe_lab', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert f"NO   {missing}" in done.stdout and "make setup" in done.stdout
+
+
 def test_json_is_json(capsys):
     assert main(["doctor", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -66,7 +84,7 @@ def test_help_everywhere(arguments, capsys):
 
 def test_errors_name_the_value_and_fail(capsys, tmp_path):
     assert main(["train", "--out", str(tmp_path), "--top-k", "0"]) == 1
-    assert capsys.readouterr().err == "moe-lab train: top_k must be at least 1, got 0\n"
+    assert capsys.readouterr().err == "moe-lab train: top_k must be in 1..16, got 0\n"
     assert main(["notebooks", "99"]) == 1
     assert "begins with '99'" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:

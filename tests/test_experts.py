@@ -149,6 +149,28 @@ def test_gradients_of_idle_experts_are_zero():
     assert bool((dw_gate_up[1:] == 0).all()) and bool((dw_down[1:] == 0).all())
 
 
+def test_no_second_derivative_says_so_instead_of_being_wrong():
+    inputs = make_layer_inputs(4, 3, 3, 2, 1, dtype=torch.float64)
+    x = inputs.x.requires_grad_()
+    y = expert_mlp(x, inputs.routing, inputs.w_gate_up, inputs.w_down, backend="grouped")
+    with pytest.raises(RuntimeError, match='backend="loop" for create_graph=True'):
+        torch.autograd.grad(y.sum(), x, create_graph=True)
+    y = expert_mlp(x, inputs.routing, inputs.w_gate_up, inputs.w_down, backend="loop")
+    (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    dx.square().sum().backward()
+    assert bool((x.grad != 0).any())
+
+
+def test_sums_run_in_the_wider_dtype():
+    """256 halves that float16 could not add up: 2048 + 1 is 2048 there."""
+    routing = Routing(torch.arange(4)[None], torch.tensor([[2048.0, 1.0, 1.0, 1.0]]), 4)
+    ones = torch.ones(1, 1, dtype=torch.float16)
+    weights = torch.ones(4, 1, 1, dtype=torch.float16)
+    for backend in BACKENDS:
+        y = expert_mlp(ones, routing, weights, weights, activation="relu", backend=backend)
+        assert y.item() == float(torch.tensor(2051.0).half())
+
+
 def test_an_expanded_upstream_gradient_is_taken():
     """``y.sum().backward()`` sends a gradient without memory of its own; grouped kernels have tripped over it."""
     inputs = make_layer_inputs(7, 4, 3, 3, 2)

@@ -1,5 +1,9 @@
 """MoE: the layer is its parts, holds its state, and refuses what it cannot be."""
 
+import concurrent.futures
+import copy
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,6 +74,106 @@ def test_a_balancer_steers_the_selection():
     assert "balancer.bias" in layer.state_dict()
 
 
+def test_an_option_of_the_call_goes_before_the_layers_own():
+    layer, x = layer_of(method="noisy_top_k", noise_std=5.0), torch.randn(50, 6)
+    quiet = [layer(x, noise_std=0.0) for _ in range(2)]
+    assert torch.equal(*quiet)
+    assert not torch.equal(layer(x), quiet[0])
+
+
+def test_a_copy_leaves_the_last_call_behind():
+    layer = layer_of()
+    y = layer(torch.randn(5, 6, requires_grad=True))
+    twin = copy.deepcopy(layer)
+    assert twin.routing is None and twin.logits is None
+    assert layer.routing is not None
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(twin(x), layer(x))
+    y.sum().backward()
+
+
+def test_biases_stay_in_float32_where_small_steps_count():
+    balancer = BiasBalancer(2, rate=1e-3)
+    layer = layer_of(num_experts=2, top_k=1, method="sigmoid_bias", balancer=balancer).to(torch.bfloat16)
+    for _ in range(2000):
+        balancer.update(torch.tensor([10, 0]))
+    assert balancer.bias.dtype == torch.float32
+    torch.testing.assert_close(balancer.bias, torch.tensor([-2.0, 2.0]), atol=1e-3, rtol=0)
+    assert layer.w_down.dtype == torch.bfloat16
+    fixed = layer_of(method="sigmoid_bias", bias=torch.full((4,), 0.1)).half()
+    assert fixed.router_bias.dtype == torch.float32
+
+
+def test_the_callers_bias_stays_the_callers():
+    bias = torch.zeros(4)
+    layer = layer_of(method="sigmoid_bias", bias=bias)
+    bias[2] = 99.0
+    assert layer.router_bias.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("backend", ["loop", "grouped"])
+def test_autocast_leaves_the_router_alone_and_casts_the_experts(backend):
+    layer, x = layer_of(backend=backend), torch.randn(200, 6)
+    plain = layer(x)
+    experts, logits = layer.routing.experts, layer.logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    assert layer.logits.dtype == torch.float32
+    assert torch.equal(layer.logits, logits) and torch.equal(layer.routing.experts, experts)
+    error = float((y - plain).detach().norm() / plain.detach().norm())
+    assert 1e-4 < error < 2e-2  # rounded as bfloat16 rounds, and no further
+
+
+def test_router_logits_do_not_lose_digits_in_half_precision():
+    layer, x = layer_of().to(torch.bfloat16), torch.randn(64, 6, dtype=torch.bfloat16)
+    layer(x)
+    exact = x.double() @ layer.router.double().T
+    assert float((layer.logits.double() - exact).detach().abs().max()) < 1e-5
+
+
+def test_weights_start_with_outputs_of_order_one():
+    torch.manual_seed(0)
+    y = MoE(256, 256, 4, 1, renormalise=True)(torch.randn(400, 256))
+    assert 0.1 < float(y.detach().std()) < 3.0
+
+
+def test_threads_do_not_read_each_others_routing():
+    layer = layer_of(renormalise=True)
+    inputs = [torch.randn(9 + n, 6) for n in range(4)]
+    with torch.no_grad():
+        want = [layer(x) for x in inputs]
+    wrong = []
+
+    def call(number):
+        with torch.no_grad():
+            for _ in range(100):
+                if not torch.equal(layer(inputs[number]), want[number]):
+                    wrong.append(number)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            list(pool.map(call, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert wrong == []
+
+
+def test_a_trial_of_the_options_draws_from_nobodys_chance():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with torch.random.fork_rng():
+        layer_of(method="noisy_top_k")
+    assert torch.equal(before, torch.get_rng_state())
+    state = torch.get_rng_state()
+    layer = layer_of(method="gshard")
+    torch.set_rng_state(state)
+    layer._try_router()
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_no_tokens():
     layer = layer_of(num_shared=1)
     y = layer(torch.zeros(0, 6))
@@ -84,19 +188,26 @@ def test_repr_shows_the_sizes():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (dict(d_model=0), "d_model must be a whole number of at least 1, got 0"),
-        (dict(num_experts=2.0), "num_experts must be a whole number of at least 1, got 2.0"),
-        (dict(top_k=5), r"top_k must lie in 1..4 \(num_experts\), got 5"),
-        (dict(num_shared=-1), "num_shared must be a whole number of at least 0, got -1"),
+        (dict(d_model=0), "d_model must be at least 1, got 0"),
+        (dict(num_experts=2.0), "num_experts must be a whole number, at least 1; got 2.0"),
+        (dict(top_k=5), r"top_k must be in 1..4, got 5"),
+        (dict(num_shared=-1), "num_shared must be at least 0, got -1"),
         (dict(method="best"), "method must be one of .*; got 'best'"),
         (dict(activation="tanh"), "activation must be one of .*; got 'tanh'"),
         (dict(capacity_factor=1.0), "'capacity_factor' is no option of method 'top_k'"),
         (dict(backend="fast"), "backend must be one of .*; got 'fast'"),
         (dict(balancer=BiasBalancer(4), bias=torch.zeros(4)), "balancer and the router option bias"),
+        (dict(method="switch"), "top_k must be 1 for method 'switch', got 2"),
+        (dict(method="grouped_experts", num_groups=3), "num_groups must divide num_experts=4, got 3"),
+        (dict(score="tanh"), "score must be one of .* got 'tanh'"),
+        (dict(bias=torch.zeros(3)), r"bias must be \(num_experts,\) = \(4,\), got \(3,\)"),
+        (dict(balancer=BiasBalancer(5)), r"bias must be \(num_experts,\) = \(4,\), got \(5,\)"),
+        (dict(balancer=torch.nn.Identity()), r"balancer must be a module with a tensor .bias, got Identity"),
+        (dict(method="expert_choice", balancer=BiasBalancer(4)), "'bias' is no option of method 'expert_choice'"),
     ],
 )
 def test_refuses(options, says, unchecked_shapes):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((ValueError, TypeError), match=says):
         layer_of(**options)
 
 

@@ -89,7 +89,7 @@ def test_hints_say_more_and_more(capsys):
     assert capsys.readouterr().out.endswith('(more: ml.hint("00.1", 2))\n')
     ml.hint("00.1", 3)
     assert "return int(routing.load.argmax())" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"level must lie in 1..3, got 4"):
+    with pytest.raises(ValueError, match=r"level must be in 1..3, got 4"):
         ml.hint("00.1", 4)
 
 
@@ -118,15 +118,15 @@ def test_start_makes_chance_repeatable(capsys):
     assert capsys.readouterr().out.startswith("Lesson 00 is set up: seed 0, exercises 00.1")
 
 
-@pytest.mark.parametrize("bad", ["99", "0", "", "../x", "zz"])
-def test_a_lesson_that_does_not_exist(bad):
+@pytest.mark.parametrize("bad", ["99", "0", "", "../x", "zz", 0])
+def test_a_lesson_that_does_not_exist(bad, unchecked_shapes):
     with pytest.raises(ValueError, match="lesson must be the two digits"):
         ml.start(bad)
 
 
-@pytest.mark.parametrize("bad", ["00.9", "7", "00"])
-def test_an_exercise_that_does_not_exist(bad):
-    with pytest.raises(ValueError, match=f"exercise must be an id such as .*got '{bad}'"):
+@pytest.mark.parametrize("bad", ["00.9", "7", "00", 0.1])
+def test_an_exercise_that_does_not_exist(bad, unchecked_shapes):
+    with pytest.raises(ValueError, match=f"exercise must be an id such as .*got {bad!r}"):
         ml.check(bad, None)
 
 

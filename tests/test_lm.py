@@ -1,5 +1,6 @@
 """The small language model: causal, readable, saved and loaded, and clear about damage."""
 
+import dataclasses
 import json
 import math
 
@@ -75,6 +76,10 @@ def test_damage_is_named(model, tmp_path):
     config.write_text(json.dumps({**json.loads(whole_config), "colour": 1}))
     with pytest.raises(ValueError, match=r"config.json has the unknown field 'colour'"):
         load_model(tmp_path)
+    fewer = {name: value for name, value in json.loads(whole_config).items() if name != "method"}
+    config.write_text(json.dumps(fewer))
+    with pytest.raises(ValueError, match=r"config.json lacks the field 'method'"):
+        load_model(tmp_path)
     config.write_text(json.dumps({**json.loads(whole_config), "num_heads": 3}))
     with pytest.raises(ValueError, match=r"config.json: num_heads must divide d_model=16, got 3"):
         load_model(tmp_path)
@@ -98,13 +103,41 @@ def test_damage_is_named(model, tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (dict(d_model=0), "d_model must be at least 1, got 0"),
-        (dict(d_model="8"), "d_model must be of type int, got '8'"),
-        (dict(top_k=True), "top_k must be of type int, got True"),
+        (dict(d_model=0), "d_model must be in 1..1048576, got 0"),
+        (dict(d_model="8"), "d_model must be a whole number, in 1..1048576; got '8'"),
+        (dict(top_k=True), "top_k must be a whole number, in 1..16; got True"),
+        (dict(top_k=17), "top_k must be in 1..16, got 17"),
+        (dict(num_shared=-1), "num_shared must be in 0..1024, got -1"),
         (dict(num_heads=3), "num_heads must divide d_model=128, got 3"),
         (dict(bias_rate=-1.0), "bias_rate must be a finite number of at least 0, got -1.0"),
     ],
 )
 def test_config_refuses(change, says, unchecked_shapes):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((ValueError, TypeError), match=says):
         LanguageModelConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(method="best"), "method must be one of .*; got 'best'"),
+        (dict(method="hash"), "method 'hash' needs token_ids, which the model cannot give"),
+        (dict(method="expert_choice"), "method 'expert_choice' takes no bias; set bias_rate to 0, got 0.01"),
+        (dict(method="switch"), "top_k must be 1 for method 'switch', got 2"),
+    ],
+)
+def test_a_method_that_cannot_work_is_refused_at_once(change, says):
+    with pytest.raises(ValueError, match=says):
+        LanguageModel(dataclasses.replace(TINY, **change))
+
+
+def test_reading_and_writing_refuse(model, tmp_path, unchecked_shapes):
+    with pytest.raises(TypeError, match="text must be a string, got bytes"):
+        model.read(b"hi")
+    with pytest.raises(ValueError, match="temperature must be a finite number of at least 0, got -1"):
+        model.write("a", 1, temperature=-1)
+    with pytest.raises(ValueError, match="count must be at least 0, got -1"):
+        model.write("a", -1)
+    with pytest.raises(ValueError, match=r"dtype must be a floating-point dtype, got torch.int8"):
+        model.save(tmp_path, dtype=torch.int8)
+    assert len(model.write("a", 5, temperature=1e-40).encode()) >= 5

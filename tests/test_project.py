@@ -17,8 +17,9 @@ PACKAGE = ROOT / "moe_lab"
 
 # A module may import from the rows above its own, and from its own row where that is its own package.
 LAYERS = [
-    {"types", "activations", "doctor", "checkpoint", "show"},
-    {"routers", "balance", "experts", "corpus"},
+    {"checks", "activations", "doctor", "checkpoint", "figures"},
+    {"types", "config", "corpus"},
+    {"routers", "balance", "experts"},
     {"inputs", "layers", "dispatch"},
     {"lm", "profiling"},
     {"train", "plots", "exercises"},

@@ -1,5 +1,6 @@
 """Training: it learns, it survives any kill, and what it resumes is the run that was never cut."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,11 +12,13 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from moe_lab import LanguageModelConfig
-from moe_lab.checkpoint import latest_checkpoint, publish_folder
+from moe_lab import LanguageModelConfig, checkpoint
+from moe_lab.__main__ import main
+from moe_lab.checkpoint import checkpoints, latest_checkpoint, publish_folder, remove_older, start_over
 from moe_lab.lm import load_model
-from moe_lab.train import TrainConfig, Trainer, start_over, train
+from moe_lab.train import TrainConfig, Trainer, export, step_name, train
 
 TINY = LanguageModelConfig(d_model=16, num_layers=1, num_heads=2, context=32, d_expert=8, num_experts=4)
 SHORT = TrainConfig(steps=12, batch=4, warmup=2, validate_every=5, checkpoint_every=3)
@@ -48,7 +51,7 @@ def test_it_learns(tmp_path):
 
 
 def test_only_the_last_checkpoint_stays(uninterrupted):
-    assert [folder.name for folder in uninterrupted.iterdir()] == ["step-000012"]
+    assert {path.name for path in uninterrupted.iterdir()} == {".lock", "step-000012"}
     names = {path.name for path in latest_checkpoint(uninterrupted).iterdir()}
     assert names == {"config.json", "history.json", "model.safetensors", "optimizer.safetensors", "train.json"}
 
@@ -148,7 +151,7 @@ def test_another_config_is_refused(uninterrupted):
         train(TINY, dataclasses.replace(SHORT, steps=13), uninterrupted)
 
 
-def test_damage_is_named(tmp_path):
+def test_damage_is_named(tmp_path, unchecked_shapes):
     trainer = Trainer(TINY, SHORT)
     trainer.step()
     folder = publish_folder(tmp_path, "step-000001", trainer.save)
@@ -159,30 +162,193 @@ def test_damage_is_named(tmp_path):
     (folder / "history.json").write_text(history.replace(trainer.corpus.fingerprint, "0" * 16))
     with pytest.raises(ValueError, match=r"fingerprint 0000000000000000, this machine's .* same Python version"):
         Trainer.resume(folder)
+    shorter = json.loads(history) | {"losses": []}
+    (folder / "history.json").write_text(json.dumps(shorter))
+    with pytest.raises(ValueError, match=r"holds 0 losses, which is not step-000001"):
+        Trainer.resume(folder)
+    for losses in ([float("nan")], "abc", None):
+        (folder / "history.json").write_text(json.dumps(json.loads(history) | {"losses": losses}))
+        with pytest.raises(ValueError, match=r"history.json: losses must be a list of finite numbers"):
+            Trainer.resume(folder)
     (folder / "history.json").write_text(history)
+    tensors = load_file(folder / "optimizer.safetensors")
+    tensors["exp_avg/norm.weight"] = torch.zeros(3)
+    save_file(tensors, folder / "optimizer.safetensors")
+    with pytest.raises(ValueError, match=r"exp_avg/norm.weight must be float32 \(16,\), found torch.float32 \(3,\)"):
+        Trainer.resume(folder)
     (folder / "optimizer.safetensors").write_bytes(b"\0" * 4)
     with pytest.raises(ValueError, match=r"optimizer.safetensors is damaged"):
         Trainer.resume(folder)
 
 
-def test_start_over_deletes_checkpoints_and_nothing_else(tmp_path):
+NOT_OURS = ("step-000001-my-notes", "step-by-step", "step-abc", ".unfinished-thesis", "notes")
+
+
+def test_only_checkpoints_are_ever_deleted(tmp_path):
+    for name in NOT_OURS:
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-by-step.txt").write_text("mine")
+    (tmp_path / "step-000009").symlink_to(tmp_path / "notes")
+    train(TINY, dataclasses.replace(SHORT, steps=6), tmp_path)
+    assert list(checkpoints(tmp_path)) == [6]
+    start_over(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*NOT_OURS, "step-by-step.txt", "step-000009", ".lock"}
+
+
+def test_steps_are_numbers_and_not_words(tmp_path):
+    for step in (999_900, 1_000_000):
+        publish_folder(tmp_path, step_name(step), lambda folder: (folder / "x").write_text("x"))
+    assert latest_checkpoint(tmp_path).name == "step-1000000"
+    remove_older(tmp_path, 1_000_000)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1000000"]
+
+
+def test_fresh_keeps_the_old_run_until_the_new_one_can_start(tmp_path):
+    train(TINY, SHORT, tmp_path)
+    for change in (dict(method="hash"), dict(method="expert_choice"), dict(method="zzz")):
+        with pytest.raises(ValueError, match="method"):
+            train(dataclasses.replace(TINY, **change), SHORT, tmp_path, fresh=True)
+        assert list(checkpoints(tmp_path)) == [12]
+    train(dataclasses.replace(TINY, num_experts=5), dataclasses.replace(SHORT, steps=3), tmp_path, fresh=True)
+    assert list(checkpoints(tmp_path)) == [3]
+
+
+def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
+    wild = dataclasses.replace(SHORT, steps=200, learning_rate=1e30, warmup=0, checkpoint_every=2)
+    publish_folder(tmp_path, "step-000001", lambda folder: (folder / "good").write_text("good"))
+    with pytest.raises(ValueError, match=r"diverged at step \d+: .*learning_rate=1e\+30|logits must be finite"):
+        trainer = Trainer(TINY, wild)
+        for _ in range(200):
+            trainer.step()
+            publish_folder(tmp_path, step_name(trainer.history.steps), trainer.save)
+    for folder in list(checkpoints(tmp_path).values())[1:]:
+        Trainer.resume(folder).step()  # whatever was published can go on
+    assert 1 in checkpoints(tmp_path)
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path):
+    with start(tmp_path, "--steps", "100000") as process:
+        wait_for(process.stderr, b"loss=")
+        with pytest.raises(ValueError, match="another process trains into"):
+            train(TINY, SHORT, tmp_path)
+        process.kill()
+    train(TINY, SHORT, tmp_path, fresh=True)  # a dead process holds no lock
+    assert list(checkpoints(tmp_path)) == [12]
+
+
+def test_ctrl_c_between_steps_changes_nothing(tmp_path, uninterrupted, monkeypatch):
+    real = Trainer.step
+
+    def step(trainer):
+        loss = real(trainer)
+        if trainer.history.steps == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, SHORT, tmp_path)
+    monkeypatch.undo()
+    assert list(checkpoints(tmp_path)) == [7]
+    train(TINY, SHORT, tmp_path)
+    ours, theirs = history_of(tmp_path), history_of(uninterrupted)
+    assert all(ours[name] == theirs[name] for name in ("losses", "validation", "loads"))
+
+
+def test_an_error_inside_a_step_is_no_checkpoint(tmp_path, monkeypatch):
+    calls = []
+
+    def update(balancer, load):
+        calls.append(load)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("moe_lab.balance.BiasBalancer.update", update)
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, SHORT, tmp_path)
+    assert list(checkpoints(tmp_path)) == [6]
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_dying_at_any_call_leaves_whole_checkpoints(moment, tmp_path, monkeypatch):
+    """Stop at the n-th call that touches the disk, in publishing, pruning and starting over; then go on."""
     trainer = Trainer(TINY, SHORT)
     trainer.step()
     publish_folder(tmp_path, "step-000001", trainer.save)
-    (tmp_path / "notes.txt").write_text("mine")
-    start_over(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    trainer.step()
+    calls = []
+
+    def mortal(function):
+        def call(*args, **options):
+            calls.append(function)
+            if len(calls) == moment + 1:
+                raise KeyboardInterrupt
+            return function(*args, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", mortal(checkpoint.shutil.rmtree))
+        patch.setattr(checkpoint.os, "fsync", mortal(checkpoint.os.fsync))
+        patch.setattr(checkpoint.Path, "rename", mortal(checkpoint.Path.rename))
+        patch.setattr(checkpoint.Path, "mkdir", mortal(checkpoint.Path.mkdir))
+        with contextlib.suppress(KeyboardInterrupt):
+            publish_folder(tmp_path, "step-000002", trainer.save)
+            remove_older(tmp_path, 2)
+            start_over(tmp_path)
+    for step, folder in checkpoints(tmp_path).items():
+        assert Trainer.resume(folder).history.steps == step
+    publish_folder(tmp_path, "step-000002", trainer.save)  # and the next process cleans up
+    assert {path.name for path in tmp_path.iterdir()} <= {"step-000001", "step-000002"}
+
+
+def test_an_empty_folder_of_that_name_makes_way(tmp_path):
+    trainer = Trainer(TINY, SHORT)
+    trainer.step()
+    (tmp_path / "step-000001").mkdir()
+    publish_folder(tmp_path, "step-000001", trainer.save)
+    assert Trainer.resume(tmp_path / "step-000001").history.steps == 1
+
+
+def test_export_is_a_model_without_optimiser(uninterrupted, tmp_path):
+    folder = tmp_path / "exported"
+    loss = export(uninterrupted, folder)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "training.json"}
+    record = json.loads((folder / "training.json").read_text())
+    assert record["validation_of_rounded_weights"] == loss
+    assert record["history"]["losses"] == history_of(uninterrupted)["losses"]
+    assert load_model(folder).config == TINY
+    export(uninterrupted, folder)  # over itself it may
+    with pytest.raises(ValueError, match="export must be a new folder or an earlier export"):
+        export(uninterrupted, latest_checkpoint(uninterrupted))
+    with pytest.raises(ValueError, match="export must be a new folder or an earlier export"):
+        export(uninterrupted, folder / "config.json")
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        export(tmp_path / "nothing", tmp_path / "other")
+
+
+def test_the_command_refuses_before_it_trains(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["train", "--out", str(tmp_path / "file")]) == 1
+    assert main(["train", "--out", str(tmp_path / "run"), "--export", str(tmp_path / "file")]) == 1
+    said = capsys.readouterr().err
+    assert "moe-lab train:" in said and "export must be" in said and "Traceback" not in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (dict(steps=0), "steps must be a whole number of at least 1, got 0"),
-        (dict(warmup=-1), "warmup must be a whole number of at least 0, got -1"),
+        (dict(steps=0), "steps must be in 1..4294967296, got 0"),
+        (dict(warmup=-1), "warmup must be in 0..4294967296, got -1"),
         (dict(learning_rate=float("nan")), "learning_rate must be a finite number above 0, got nan"),
+        (dict(seed=2**62), "seed must be in 0..4294967296"),
+        (dict(steps=True), "steps must be a whole number, in 1..4294967296; got True"),
+        (dict(learning_rate="1"), "learning_rate must be a finite number above 0, got '1'"),
         (dict(weight_decay=-0.1), "weight_decay must be a finite number of at least 0, got -0.1"),
     ],
 )
 def test_config_refuses(change, says, unchecked_shapes):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((ValueError, TypeError), match=says):
         TrainConfig(**change)

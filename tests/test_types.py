@@ -49,7 +49,9 @@ def test_repr_says_what_it_is():
         (dict(experts=torch.tensor([[2, 2]])), ValueError, r"must be distinct, token 0 has \[2, 2\]"),
         (dict(experts=torch.tensor([[2, -1]])), ValueError, r"weights must be 0 in an empty slot"),
         (dict(weights=torch.tensor([[0.5, float("nan")]])), ValueError, r"weights must be finite"),
-        (dict(num_experts=0), ValueError, r"num_experts must be a whole number of at least 1, got 0"),
+        (dict(num_experts=0), ValueError, r"num_experts must be at least 1, got 0"),
+        (dict(num_experts=True), TypeError, r"num_experts must be a whole number, at least 1; got True"),
+        (dict(top_k=5), ValueError, r"top_k must be in 1..4, got 5"),
         (dict(weights=torch.ones(1, 2, device="meta")), ValueError, r"experts are on cpu and weights on meta"),
     ],
 )

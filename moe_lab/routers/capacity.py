@@ -6,13 +6,14 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from moe_lab.routers.registry import check_positive, router
+from moe_lab.checks import check_number, check_whole
+from moe_lab.routers.registry import router
 from moe_lab.routers.scores import score_logits, select, selection_scores, weigh
 from moe_lab.types import Routing
 
 
 def expert_capacity(capacity_factor: float, tokens: int, top_k: int, num_experts: int) -> int:
-    """Places an expert has: ceil(capacity_factor * tokens * top_k / num_experts).
+    """Places an expert has: ceil(capacity_factor * tokens * top_k / num_experts), at least 1 where there are tokens.
 
     Example:
         >>> expert_capacity(1.25, tokens=6, top_k=1, num_experts=3)
@@ -21,9 +22,12 @@ def expert_capacity(capacity_factor: float, tokens: int, top_k: int, num_experts
     Raises ValueError for a capacity factor that is not above 0.
     Source: GShard (arXiv:2006.16668), section 2.2; Switch (arXiv:2101.03961), equation 3.
     """
-    check_positive("capacity_factor", capacity_factor)
+    check_number("capacity_factor", capacity_factor, above=0)
+    check_whole("tokens", tokens, 0)
+    check_whole("num_experts", num_experts, 1)
     # round: 1.1 * 50 / 5 is 11.000000000000002 in floating point, and must not become 12 places
-    return math.ceil(round(capacity_factor * tokens * top_k / num_experts, 9))
+    places = math.ceil(round(min(capacity_factor, num_experts) * tokens * top_k / num_experts, 9))
+    return max(places, min(tokens, 1))
 
 
 def queue_positions(experts: Int64[Tensor, "tokens slots"], num_experts: int) -> Int64[Tensor, "tokens slots"]:
@@ -71,7 +75,8 @@ def switch(
     """Send each token to its best expert while that has places; later tokens are dropped.
 
     An expert has ceil(capacity_factor * tokens / num_experts) places. A dropped token has an empty slot:
-    the layer adds nothing to it, and only the residual stream carries it on.
+    the layer adds nothing to it, and only the residual stream carries it on. Places are counted over all tokens of the
+    call; Transformers' Switch counts them for each sequence, which is one call a sequence here.
 
     Example:
         >>> switch(torch.tensor([[2.0, 0.0], [1.0, 0.0], [3.0, 0.0]]), 1, capacity_factor=1.0).experts.flatten()
@@ -115,7 +120,8 @@ def gshard(
                 [0, 2]])
 
     Raises: see `route`; ValueError for ``top_k`` other than 2 or a capacity factor that is not above 0.
-    Source: GShard, Lepikhin et al. 2020 (arXiv:2006.16668), section 2.2 and algorithm 1.
+    Source: GShard, Lepikhin et al. 2020 (arXiv:2006.16668), section 2.2 and algorithm 1. That a second choice which the
+    draw gives up takes no place is how Mesh-TensorFlow's code has it.
     """
     tokens, num_experts = logits.shape
     capacity = expert_capacity(capacity_factor, tokens, top_k, num_experts)

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from moe_lab.checks import check_number
 from moe_lab.routers.registry import router
-from moe_lab.routers.scores import score_logits, select, selection_scores, weigh
+from moe_lab.routers.scores import score_logits, select, selection_scores, weigh, widen
 from moe_lab.types import Routing
 
 
@@ -77,8 +78,8 @@ def noisy_top_k(
     """Add Gaussian noise to the logits, then choose and weigh as `top_k` does.
 
     noisy = logits + noise_std * N(0, 1). ``noise_std`` is a number or a tensor (tokens, num_experts), as
-    in the paper, where it is softplus(x W_noise) and learns. Use 0 when evaluating. The paper's own
-    weights, a softmax over the chosen noisy logits, are ``renormalise=True``.
+    in the paper, where it is softplus(x W_noise) and learns. Give 0 when evaluating: a layer's ``eval()`` does not. The
+    paper's own weights, a softmax over the chosen noisy logits, are ``renormalise=True``.
 
     Example:
         >>> noisy_top_k(torch.tensor([[2.0, 0.0, 1.0]]), 2, noise_std=0.0).experts
@@ -100,13 +101,17 @@ def choose(logits: Tensor, top_k: int, score: str, bias: Tensor | None, renormal
 def add_noise(logits: Tensor, noise_std: float | Tensor, generator: torch.Generator | None) -> Tensor:
     """Logits plus Gaussian noise, drawn where the generator lives so that a seed means one thing."""
     if isinstance(noise_std, Tensor):
-        if noise_std.shape != logits.shape or bool((noise_std < 0).any()):
+        low = noise_std.min().item() if noise_std.numel() else 0.0
+        if noise_std.shape != logits.shape or not noise_std.is_floating_point() or not low >= 0:
             raise ValueError(
-                f"noise_std must be a number or {tuple(logits.shape)} like logits, never negative; "
-                f"got {tuple(noise_std.shape)} with a minimum of {noise_std.min().item() if noise_std.numel() else 0}"
+                f"noise_std must be a number or floating point {tuple(logits.shape)} like logits, never negative; "
+                f"got {noise_std.dtype} {tuple(noise_std.shape)} with a minimum of {low}"
             )
-    elif isinstance(noise_std, bool) or not 0 <= noise_std < float("inf"):
-        raise ValueError(f"noise_std must be a finite number of at least 0, got {noise_std!r}")
+    else:
+        check_number("noise_std", noise_std, at_least=0)
     device = logits.device if generator is None else generator.device
-    noise = torch.randn(logits.shape, generator=generator, device=device, dtype=torch.float32)
-    return logits + noise_std * noise.to(device=logits.device, dtype=logits.dtype)
+    noise = torch.randn(logits.shape, generator=generator, device=device, dtype=torch.float32).to(logits.device)
+    noisy = widen(logits) + noise_std * noise
+    if not bool(noisy.isfinite().all()):
+        raise ValueError(f"noise_std must be small enough for finite logits, got {noise_std!r}")
+    return noisy

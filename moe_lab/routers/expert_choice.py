@@ -6,7 +6,7 @@ from torch import Tensor
 
 from moe_lab.routers.capacity import expert_capacity
 from moe_lab.routers.registry import router
-from moe_lab.routers.scores import score_logits, weigh
+from moe_lab.routers.scores import score_logits, weigh, widen
 from moe_lab.types import Routing
 
 
@@ -42,7 +42,9 @@ def expert_choice(
     tokens, num_experts = logits.shape
     capacity = min(tokens, expert_capacity(capacity_factor, tokens, top_k, num_experts))
     scores = score_logits(logits, score)
-    taken = scores.detach().sort(dim=0, descending=True, stable=True).indices[:capacity]
+    # a sigmoid keeps the order of an expert's logits, and loses it where it rounds to 1
+    ranking = widen(logits).detach() if score == "sigmoid" else scores.detach()
+    taken = ranking.sort(dim=0, descending=True, stable=True).indices[:capacity]
     chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(0, taken, True)
     slots = int(chosen.sum(dim=1).max()) if tokens else 0
     best_first = scores.detach().masked_fill(~chosen, -1.0).sort(dim=1, descending=True, stable=True).indices

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from moe_lab.checks import check_whole
 from moe_lab.routers.registry import router
 from moe_lab.routers.scores import check_bias, score_logits, select, weigh
 from moe_lab.types import Routing
@@ -26,7 +27,7 @@ def hash(
     Every (id, expert) pair hashes to a number, and the token takes the top_k experts with the highest
     numbers plus ``bias``, if one is given, in units of the whole hash range. The load then follows the frequencies
     of the ids: a frequent id makes its experts busy. Causal, needs no training, same at inference. The paper
-    uses top-1 with weight 1; equal logits with ``renormalise=True`` give just that.
+    uses top-1 with weight 1, which is ``renormalise=True``.
 
     Example:
         >>> logits = torch.zeros(3, 4)
@@ -41,7 +42,9 @@ def hash(
     if not isinstance(token_ids, Tensor) or token_ids.dtype != torch.int64 or token_ids.numel() != tokens:
         kind = f"{token_ids.dtype} {tuple(token_ids.shape)}" if isinstance(token_ids, Tensor) else repr(token_ids)
         raise ValueError(f"token_ids must be int64 with one id for each of {tokens} tokens, got {kind}")
-    ids = _mix(token_ids.reshape(tokens, 1).to(logits.device) + 0x9E3779B9 * (seed + 1))
+    check_whole("seed", seed, 0, 2**31)
+    salt = _mix(torch.tensor(seed + 1, device=logits.device))
+    ids = _mix(token_ids.reshape(tokens, 1).to(logits.device) ^ salt)
     keys = _mix(ids + 0x85EBCA6B * torch.arange(1, num_experts + 1, device=logits.device))
     return _by_keys(logits, keys.double() / 2**32, top_k, score, bias, renormalise, scale)
 

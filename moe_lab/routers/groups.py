@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from moe_lab.checks import check_whole
 from moe_lab.routers.registry import router
 from moe_lab.routers.scores import score_logits, select, selection_scores, weigh
 from moe_lab.types import Routing
@@ -16,7 +17,7 @@ def group_limited(
     *,
     num_groups: int,
     top_groups: int,
-    group_top: int = 2,
+    group_top: int | None = None,
     score: str = "softmax",
     bias: Tensor | None = None,
     renormalise: bool = False,
@@ -24,8 +25,9 @@ def group_limited(
 ) -> Routing:
     """Choose top_groups groups of experts first, then the top_k best experts inside them.
 
-    A group's score is the sum of its ``group_top`` highest (score + bias): 2 in DeepSeek-V3, 1 (the maximum)
-    in DeepSeek-V2. With a group a device, a token's traffic reaches at most ``top_groups`` devices.
+    A group's score is the sum of its ``group_top`` highest (score + bias): 2 in DeepSeek-V3 and here (fewer in smaller
+    groups), 1 (the maximum) in DeepSeek-V2. With a group a device, a token's traffic reaches at most ``top_groups``
+    devices.
 
     Example:
         >>> logits = torch.tensor([[3.0, 0.0, 2.0, 2.0]])
@@ -38,15 +40,14 @@ def group_limited(
     """
     tokens, num_experts = logits.shape
     size = _group_size(num_experts, num_groups)
-    if not 1 <= top_groups <= num_groups:
-        raise ValueError(f"top_groups must lie in 1..{num_groups} (num_groups), got {top_groups}")
+    check_whole("top_groups", top_groups, 1, num_groups)
     if top_groups * size < top_k:
         raise ValueError(f"top_groups={top_groups} groups of {size} experts hold fewer than top_k={top_k}")
-    if not 1 <= group_top <= size:
-        raise ValueError(f"group_top must lie in 1..{size} (experts a group), got {group_top}")
+    group_top = min(2, size) if group_top is None else check_whole("group_top", group_top, 1, size)
     scores = score_logits(logits, score)
-    ranking = scores.detach() if bias is None else selection_scores(logits, scores, bias)
-    best = ranking.view(tokens, num_groups, size).topk(group_top, dim=2).values.sum(dim=2)
+    ranking = selection_scores(logits, scores, bias)
+    group_ranking = scores.detach() if bias is None else ranking  # a sum of logits would be another rule
+    best = group_ranking.reshape(tokens, num_groups, size).topk(group_top, dim=2).values.sum(dim=2)
     chosen_groups = select(best, top_groups)
     allowed = torch.zeros_like(best, dtype=torch.bool).scatter(1, chosen_groups, True)
     # -inf, not 0: a biased score can be negative, and 0 would then win from outside the groups.
@@ -83,7 +84,7 @@ def grouped_experts(
     if top_k % num_groups:
         raise ValueError(f"num_groups must divide top_k={top_k}, got {num_groups}")
     scores = score_logits(logits, score)
-    ranking = selection_scores(logits, scores, bias).view(tokens * num_groups, size)
+    ranking = selection_scores(logits, scores, bias).reshape(tokens * num_groups, size)
     inside = select(ranking, top_k // num_groups).view(tokens, num_groups, top_k // num_groups)
     first = torch.arange(0, num_experts, size, device=logits.device).view(1, num_groups, 1)
     experts = (inside + first).view(tokens, top_k)
@@ -92,8 +93,6 @@ def grouped_experts(
 
 def _group_size(num_experts: int, num_groups: int) -> int:
     """Experts a group, where they divide."""
-    if not isinstance(num_groups, int) or num_groups < 1 or num_experts % num_groups:
-        raise ValueError(
-            f"num_groups must be a whole number that divides num_experts={num_experts}, got {num_groups!r}"
-        )
+    if num_experts % check_whole("num_groups", num_groups, 1, num_experts):
+        raise ValueError(f"num_groups must divide num_experts={num_experts}, got {num_groups}")
     return num_experts // num_groups

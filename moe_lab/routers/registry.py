@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from moe_lab.checks import check_whole
 from moe_lab.types import Routing
 
 
@@ -19,7 +20,7 @@ def router(only_top_k: int | None = None) -> Callable:
         @functools.wraps(function)
         def checked(logits: Tensor, top_k: int, **options) -> Routing:
             check_logits(logits)
-            check_top_k(top_k, logits.shape[1])
+            top_k = check_whole("top_k", top_k, 1, logits.shape[1])
             if only_top_k is not None and top_k != only_top_k:
                 raise ValueError(f"top_k must be {only_top_k} for method {name!r}, got {top_k}")
             allowed = options_of(function)
@@ -29,6 +30,9 @@ def router(only_top_k: int | None = None) -> Callable:
             for option in required_options(function):
                 if option not in options:
                     raise ValueError(f"method {name!r} needs the option {option}")
+            generator = options.get("generator")
+            if generator is not None and not isinstance(generator, torch.Generator):
+                raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}")
             return function(logits, top_k, **options)
 
         return checked
@@ -55,31 +59,19 @@ def required_options(function: Callable) -> list[str]:
 
 
 def check_logits(logits: Tensor) -> None:
-    """Refuse anything but a finite floating-point matrix (tokens, num_experts)."""
+    """Refuse anything but a dense, finite floating-point matrix (tokens, num_experts)."""
     if not isinstance(logits, Tensor):
         raise TypeError(f"logits must be a torch.Tensor, got {type(logits).__name__}")
-    if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating point, got {logits.dtype}")
+    if logits.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise TypeError(f"logits must be floating point (16, 32 or 64 bits), got {logits.dtype}")
+    if logits.layout != torch.strided:
+        raise TypeError(f"logits must be a dense tensor, got the layout {logits.layout}")
     if logits.dim() != 2 or logits.shape[1] < 1:
         raise ValueError(f"logits must be (tokens, num_experts) with at least one expert, got {tuple(logits.shape)}")
     # While a CUDA graph is recorded no value can be read; the eager warm-up before it has looked.
-    if logits.is_cuda and torch.cuda.is_current_stream_capturing():
+    if logits.is_meta or (logits.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
     finite = logits.detach().isfinite()
     if not bool(finite.all()):
         token, expert = (~finite).nonzero()[0].tolist()
         raise ValueError(f"logits must be finite, logits[{token}, {expert}] is {logits[token, expert].item()}")
-
-
-def check_top_k(top_k: int, num_experts: int) -> None:
-    """Refuse a top_k outside 1..num_experts."""
-    if isinstance(top_k, bool) or not isinstance(top_k, int):
-        raise TypeError(f"top_k must be an int, got {top_k!r}")
-    if not 1 <= top_k <= num_experts:
-        raise ValueError(f"top_k must lie in 1..{num_experts} (num_experts), got {top_k}")
-
-
-def check_positive(name: str, value: float) -> None:
-    """Refuse an option that is not a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")

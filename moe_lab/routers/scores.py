@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from moe_lab.checks import check_number
+
 SCORES = ("softmax", "sigmoid", "softmax_after_top_k")
 
 
@@ -29,7 +31,8 @@ def selection_scores(logits: Tensor, scores: Tensor, bias: Tensor | None) -> Ten
     """What the selection ranks: score + bias, or without a bias the logits.
 
     Scores and logits have one order, but rounding makes equal scores of unequal logits (a sigmoid
-    is 1 for every logit above 17 in float32), so the logits are the finer ruler.
+    is 1 for every logit above 17 in float32), so the logits are the finer ruler. With a bias, even one of zeros,
+    there is only the score to add it to.
     """
     if bias is None:
         return widen(logits).detach()
@@ -45,7 +48,7 @@ def check_bias(bias: Tensor, logits: Tensor) -> None:
         raise ValueError(f"bias must be (num_experts,) = ({logits.shape[1]},), got {tuple(bias.shape)}")
     if bias.device != logits.device:
         raise ValueError(f"bias is on {bias.device} and logits on {logits.device}; both must be on one device")
-    if bias.device.type == "cpu" and not bool(bias.isfinite().all()):
+    if not bias.is_meta and not bool(bias.isfinite().all()):
         raise ValueError(f"bias must be finite, got {bias.tolist()}")
 
 
@@ -65,6 +68,9 @@ def weigh(
     scale: float,
 ) -> Float[Tensor, "tokens slots"]:
     """Weights of the chosen experts; an empty slot (-1) weighs 0."""
+    check_number("scale", scale)
+    if not isinstance(renormalise, bool):
+        raise TypeError(f"renormalise must be True or False, got {renormalise!r}")
     empty = experts < 0
     chosen = scores.gather(1, experts.clamp_min(0))
     if score == "softmax_after_top_k":

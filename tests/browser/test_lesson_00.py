@@ -28,10 +28,12 @@ def free_port() -> int:
 @pytest.fixture
 def lab(tmp_path):
     """JupyterLab over a copy of the lesson: it saves by itself, and must not touch the committed file."""
-    shutil.copy(NOTEBOOK, tmp_path)
+    root = tmp_path / "lab"
+    shutil.copytree(NOTEBOOK.parent, root / "notebooks")
+    shutil.copy(NOTEBOOK.parents[1] / "GLOSSARY.md", root)  # the lesson links to it
     port = free_port()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
-    command += [f"--IdentityProvider.token={TOKEN}", f"--notebook-dir={tmp_path}"]
+    command += [f"--IdentityProvider.token={TOKEN}", f"--notebook-dir={root}"]
     command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     with (tmp_path / "lab.log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -45,7 +47,7 @@ def lab(tmp_path):
             time.sleep(0.2)
         else:
             pytest.fail(f"JupyterLab did not start: {(tmp_path / 'lab.log').read_text()[-2000:]}")
-        yield f"{address}/lab/tree/{NOTEBOOK.name}?token={TOKEN}", tmp_path / NOTEBOOK.name
+        yield f"{address}/lab/tree/notebooks/{NOTEBOOK.name}?token={TOKEN}", root / "notebooks" / NOTEBOOK.name
     finally:
         server.terminate()
         server.wait(20)

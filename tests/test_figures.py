@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from moe_lab import show
-from moe_lab.show import mime_bundle, restart_numbering
+from moe_lab.figures import mime_bundle, restart_numbering
 
 
 def bars(load):
@@ -40,7 +40,7 @@ def test_equal_data_equal_bytes_and_other_data_other_bytes():
 
 
 def test_in_a_notebook_it_displays(capsys, monkeypatch):
-    module, published = sys.modules[mime_bundle.__module__], []  # the name moe_lab.show is the function
+    module, published = sys.modules[mime_bundle.__module__], []  # the name moe_lab.figures is the function
     monkeypatch.setattr(module, "get_ipython", lambda: "a notebook")
     monkeypatch.setattr(module, "display", lambda data, raw: published.append((data, raw)))
     restart_numbering()

@@ -1,0 +1,74 @@
+"""Every size and setting of the small language model and its training. Needs no torch, so that ``--help`` is quick."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from moe_lab.checks import check_number, check_whole
+
+
+def option(default: object, meaning: str):
+    """A config field with the words that ``--help`` shows for it."""
+    return dataclasses.field(default=default, metadata={"help": meaning})
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """Every size of a `LanguageModel`; ``bias_rate`` 0 trains without a balancer.
+
+    Example:
+        >>> LanguageModelConfig(num_experts=8).top_k
+        2
+
+    Raises ValueError or TypeError, with the name and the value, for sizes that cannot be.
+    """
+
+    d_model: int = option(128, "width of a token")
+    num_layers: int = option(4, "blocks of attention and MoE")
+    num_heads: int = option(4, "attention heads")
+    context: int = option(256, "longest text, in bytes")
+    d_expert: int = option(128, "hidden width of one expert")
+    num_experts: int = option(16, "experts a layer")
+    top_k: int = option(2, "experts a token")
+    method: str = option("sigmoid_bias", "routing method, one that needs no options of its own")
+    num_shared: int = option(0, "experts that every token visits")
+    bias_rate: float = option(1e-2, "step of the balancing bias; 0 for none")
+
+    def __post_init__(self):
+        for name in ("d_model", "num_layers", "num_heads", "context", "d_expert", "num_experts"):
+            check_whole(name, getattr(self, name), 1, 2**20)
+        check_whole("top_k", self.top_k, 1, self.num_experts)
+        check_whole("num_shared", self.num_shared, 0, 2**10)
+        check_number("bias_rate", self.bias_rate, at_least=0)
+        if not isinstance(self.method, str):
+            raise TypeError(f"method must be a name, got {self.method!r}")
+        if self.d_model % self.num_heads:
+            raise ValueError(f"num_heads must divide d_model={self.d_model}, got {self.num_heads}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how fast, from which seed. Every draw of a step follows from ``seed`` and the step alone.
+
+    Example:
+        >>> TrainConfig(steps=100).batch
+        16
+
+    Raises ValueError or TypeError, with the name and the value, for numbers that cannot be.
+    """
+
+    steps: int = option(1400, "optimiser steps in all")
+    batch: int = option(16, "texts a step, each as long as the context")
+    learning_rate: float = option(3e-3, "highest learning rate")
+    warmup: int = option(100, "steps of linear warm-up")
+    weight_decay: float = option(0.1, "AdamW's weight decay, matrices only")
+    seed: int = option(0, "seed of the weights and of every batch")
+    validate_every: int = option(100, "steps between validations")
+    checkpoint_every: int = option(100, "steps between checkpoints: the most that a kill can cost")
+
+    def __post_init__(self):
+        for name in ("steps", "batch", "validate_every", "checkpoint_every"):
+            check_whole(name, getattr(self, name), 1, 2**32)
+        check_whole("warmup", self.warmup, 0, 2**32)
+        check_whole("seed", self.seed, 0, 2**32)
+        check_number("learning_rate", self.learning_rate, above=0)
+        check_number("weight_decay", self.weight_decay, at_least=0)
