@@ -54,7 +54,7 @@ format: $(READY) ## let ruff rewrite what it can
 notebooks: $(READY) ## run every lesson top to bottom and write its outputs (ONLY=01 for one)
 	$(BIN)/python -m moe_lab notebooks $(ONLY)
 
-train: $(READY) ## train the shipped model again, into runs/stdlib-moe (about 10 minutes on 2 cores)
+train: $(READY) ## train the shipped model again, into runs/stdlib-moe (about 9 minutes on 2 cores)
 	$(BIN)/python -m moe_lab train --out runs/stdlib-moe --export runs/stdlib-moe/exported
 
 doctor: $(READY) ## say what this machine can run
