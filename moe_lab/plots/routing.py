@@ -28,13 +28,13 @@ def draw_scores(logits: Float[Tensor, " num_experts"], top_k: int) -> Figure:
         raise ValueError(f"top_k must lie in 1..{len(logits)} (num_experts), got {top_k}")
     order = logits.argsort(descending=True, stable=True)  # equal logits as `route` has them: the lower expert first
     scores = {"logits": logits, "softmax": logits.softmax(0), "sigmoid": logits.sigmoid()}
-    fig, panels = new_figure(8.0, 2.8, columns=3)
+    fig, panels = new_figure(8.0, 3.0, columns=3)
     for axes, (name, values) in zip(panels, scores.items(), strict=True):
         for label, experts, look in (("chosen", order[:top_k], CHOSEN), ("not chosen", order[top_k:], PLAIN)):
             _bars(axes, experts, values[experts], look, label)
         axes.set_title(name)
     panels[0].axhline(0, color="black", linewidth=0.8)
-    panels[0].legend(fontsize="small")
+    fig.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return finish(fig)
 
 
