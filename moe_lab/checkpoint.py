@@ -38,6 +38,11 @@ def publish_folder(parent: Path, name: str, write: Callable[[Path], None]) -> Pa
     return final
 
 
+def step_name(step: int) -> str:
+    """The folder of a checkpoint: step-000100, which `STEP` reads."""
+    return f"step-{step:06d}"
+
+
 def checkpoints(parent: Path) -> dict[int, Path]:
     """The checkpoints in ``parent`` by step, the oldest first: folders named step-NUMBER, and nothing else."""
     found = {}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from moe_lab.activations import activate, check_activation, hidden_columns
 from moe_lab.checks import check_whole
 from moe_lab.experts import autocasts, check_backend, expert_mlp
-from moe_lab.routers import METHODS, options_of, required_options, route
+from moe_lab.routers import check_options, find_method, options_of, required_options, route
 from moe_lab.routers.scores import widen
 from moe_lab.types import Routing
 
@@ -55,13 +55,7 @@ class MoE(nn.Module):
             check_whole(name, size, 1)
         top_k = check_whole("top_k", top_k, 1, num_experts)
         num_shared = check_whole("num_shared", num_shared, 0)
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-        for option in router_options:
-            if option not in options_of(METHODS[method]):
-                raise ValueError(
-                    f"{option!r} is no option of method {method!r}; it has {', '.join(options_of(METHODS[method]))}"
-                )
+        check_options(method, options_of(find_method(method)), router_options)
         if balancer is not None and "bias" in router_options:
             raise ValueError("balancer and the router option bias both set the selection bias; give one of them")
         self.num_experts, self.top_k, self.method = num_experts, top_k, method
@@ -129,12 +123,13 @@ class MoE(nn.Module):
 
     def _try_router(self) -> None:
         """Route two tokens of zeros, so that options which can never work are refused now."""
-        method = METHODS[self.method]
-        if self.router.is_meta or any(name not in self._options() for name in required_options(method)):
+        method, options = find_method(self.method), self._options()
+        if self.router.is_meta or any(name not in options for name in required_options(method)):
             return  # token ids, say, come with the call
-        options = {name: value for name, value in self._options().items() if not isinstance(value, Tensor)}
-        if isinstance(self._options().get("bias"), Tensor):
-            options["bias"] = self._options()["bias"].cpu()
+        bias = options.get("bias")
+        options = {name: value for name, value in options.items() if not isinstance(value, Tensor)}
+        if isinstance(bias, Tensor):
+            options["bias"] = bias.cpu()
         if "generator" in options_of(method) and "generator" not in options:
             options["generator"] = torch.Generator()  # a trial must not draw from anybody's chance
         route(torch.zeros(2, self.num_experts, device="cpu"), self.top_k, self.method, **options)

@@ -14,7 +14,7 @@ from moe_lab.checkpoint import read_config, read_tensors, write_json
 from moe_lab.checks import check_number, check_whole
 from moe_lab.config import LanguageModelConfig
 from moe_lab.layers import MoE
-from moe_lab.routers import METHODS, options_of, required_options
+from moe_lab.routers import find_method, options_of, required_options
 from moe_lab.types import Routing
 
 VOCABULARY = 256  # bytes
@@ -46,10 +46,10 @@ class Block(nn.Module):
         self.attention_norm = nn.RMSNorm(config.d_model)
         self.attention = Attention(config.d_model, config.num_heads)
         self.moe_norm = nn.RMSNorm(config.d_model)
-        takes_bias = "bias" in options_of(METHODS.get(config.method, METHODS["top_k"]))
-        if config.bias_rate and not takes_bias:
+        method = find_method(config.method)
+        if config.bias_rate and "bias" not in options_of(method):
             raise ValueError(f"method {config.method!r} takes no bias; set bias_rate to 0, got {config.bias_rate}")
-        if config.method in METHODS and (needed := required_options(METHODS[config.method])):
+        if needed := required_options(method):
             raise ValueError(f"method {config.method!r} needs {', '.join(needed)}, which the model cannot give")
         balancer = BiasBalancer(config.num_experts, config.bias_rate) if config.bias_rate else None
         self.moe = MoE(

@@ -60,9 +60,8 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     }
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
-        if (
-            "outputs" in cell
-        ):  # a progress bar lives in widget state, which is not kept; what is left says "0%" for ever
+        # a progress bar lives in widget state, which is not kept; what is left says "0%" for ever
+        if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if not _is_progress_bar(output)]
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}

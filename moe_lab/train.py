@@ -24,9 +24,11 @@ from moe_lab.checkpoint import (
     latest_checkpoint,
     publish_folder,
     read_config,
+    read_json,
     read_tensors,
     remove_older,
     start_over,
+    step_name,
     write_json,
 )
 from moe_lab.config import LanguageModelConfig, TrainConfig
@@ -97,15 +99,16 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-            self._diverged(f"loss {loss.item()}, gradient norm {norm.item()}")
+        nats, length = loss.item(), norm.item()
+        if not math.isfinite(nats) or not math.isfinite(length):
+            self._diverged(f"loss {nats}, gradient norm {length}")
         self.optimizer.step()
         for layer in self.model.layers:
             if isinstance(layer.balancer, BiasBalancer):
                 layer.balancer.update(layer.routing.load)
-        self.history.losses.append(loss.item())
+        self.history.losses.append(nats)
         self.history.seconds += time.perf_counter() - started
-        return self.history.losses[-1]
+        return nats
 
     def loads(self) -> list[list[int]]:
         """Loads of the last step, layer by expert."""
@@ -225,11 +228,6 @@ def _train(
     return latest_checkpoint(out)
 
 
-def step_name(step: int) -> str:
-    """The folder of a checkpoint: step-000100."""
-    return f"step-{step:06d}"
-
-
 @contextlib.contextmanager
 def interrupt_between_steps() -> Iterator[threading.Event]:
     """Turn Ctrl-C into an event that the loop looks at between steps; the second Ctrl-C acts at once."""
@@ -304,8 +302,8 @@ def export(run: Path, folder: Path, corpus: Corpus | None = None) -> float:
         }
         write_json(hidden / "training.json", record)
 
-    publish_folder(folder.parent, folder.name, write)
-    return trainer.validate()
+    record = read_json(publish_folder(folder.parent, folder.name, write) / "training.json")
+    return record["validation_of_rounded_weights"]
 
 
 def describe_machine() -> dict[str, str | int]:

@@ -78,11 +78,7 @@ def draw_growth(tokens: list[int], flops: dict[str, list[int]], crossing: float 
 
     Raises ValueError for a line with another number of points than ``tokens``.
     """
-    for name, values in flops.items():
-        if len(values) != len(tokens):
-            raise ValueError(
-                f"flops[{name!r}] must have {len(tokens)} points, one for each of tokens, got {len(values)}"
-            )
+    _check_lengths("flops", flops, "points", tokens)
     fig, axes = new_figure(width=7.0, height=3.3)
     for number, (name, values) in enumerate(flops.items()):
         style = {"marker": MARKERS[number], "linestyle": LINES[number % len(LINES)], "color": colour(number)}
@@ -181,11 +177,7 @@ def draw_layer_times(tokens: list[int], times_ms: dict[str, list[tuple[float, fl
 
     Raises ValueError for a way with another number of times than ``tokens``.
     """
-    for way, pairs in times_ms.items():
-        if len(pairs) != len(tokens):
-            raise ValueError(
-                f"times_ms[{way!r}] must have {len(tokens)} pairs, one for each of tokens, got {len(pairs)}"
-            )
+    _check_lengths("times_ms", times_ms, "pairs", tokens)
     fig, axes = new_figure(width=7.0, height=3.2)
     ticks, names = [], []
     for group in range(len(tokens)):
@@ -214,3 +206,12 @@ def _ticks(axes: plt.Axes, tokens: list[int]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _check_lengths(argument: str, series: dict[str, list], unit: str, tokens: list[int]) -> None:
+    """Refuse a series that has not one value for each number of tokens."""
+    for name, values in series.items():
+        if len(values) != len(tokens):
+            raise ValueError(
+                f"{argument}[{name!r}] must have {len(tokens)} {unit}, one for each of tokens, got {len(values)}"
+            )

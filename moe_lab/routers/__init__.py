@@ -11,10 +11,18 @@ from moe_lab.routers.choice import noisy_top_k, sigmoid_bias, top_k
 from moe_lab.routers.expert_choice import expert_choice
 from moe_lab.routers.fixed import hash, random
 from moe_lab.routers.groups import group_limited, grouped_experts
-from moe_lab.routers.registry import options_of, required_options
+from moe_lab.routers.registry import check_options, options_of, required_options
 from moe_lab.types import Routing
 
-__all__ = ["METHODS", "expert_capacity", "options_of", "required_options", "route"]
+__all__ = [
+    "METHODS",
+    "check_options",
+    "expert_capacity",
+    "find_method",
+    "options_of",
+    "required_options",
+    "route",
+]
 
 METHODS: dict[str, Callable[..., Routing]] = {
     # every token chooses for itself
@@ -63,6 +71,11 @@ def route(logits: Float[Tensor, "tokens num_experts"], top_k: int, method: str =
     Raises ValueError for an unknown method or option, logits that are not finite, and ``top_k``
     outside ``1..num_experts``; TypeError for logits that are not floating point.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    return METHODS[method](logits, top_k, **options)
+    return find_method(method)(logits, top_k, **options)
+
+
+def find_method(name: str) -> Callable[..., Routing]:
+    """The function behind a method's name; raises ValueError, with the names there are, for any other."""
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {name!r}")
+    return METHODS[name]

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from moe_lab.checks import check_number, check_whole
+from moe_lab.routers.chance import draw
 from moe_lab.routers.registry import router
 from moe_lab.routers.scores import score_logits, select, selection_scores, weigh
 from moe_lab.types import Routing
@@ -130,10 +131,8 @@ def gshard(
     weights = weigh(scores, asked, score, renormalise, scale)
     keep = torch.ones_like(asked, dtype=torch.bool)
     if random_second:
-        device = logits.device if generator is None else generator.device
-        draw = torch.rand(tokens, generator=generator, device=device, dtype=torch.float64).to(logits.device)
         share = weigh(scores.detach(), asked, score, True, 1.0)[:, 1]
-        keep[:, 1] = draw < 2 * share
+        keep[:, 1] = draw(torch.rand, (tokens,), generator, logits.device, torch.float64) < 2 * share
     wanted = asked.masked_fill(~keep, -1)
     kept = within_capacity(wanted, num_experts, capacity)
     return Routing.trusted(asked.masked_fill(~kept, -1), weights.masked_fill(~kept, 0.0), num_experts)

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moe_lab.checks import check_number
+from moe_lab.routers.chance import draw
 from moe_lab.routers.registry import router
 from moe_lab.routers.scores import score_logits, select, selection_scores, weigh, widen
 from moe_lab.types import Routing
@@ -109,8 +110,7 @@ def add_noise(logits: Tensor, noise_std: float | Tensor, generator: torch.Genera
             )
     else:
         check_number("noise_std", noise_std, at_least=0)
-    device = logits.device if generator is None else generator.device
-    noise = torch.randn(logits.shape, generator=generator, device=device, dtype=torch.float32).to(logits.device)
+    noise = draw(torch.randn, tuple(logits.shape), generator, logits.device, torch.float32)
     noisy = widen(logits) + noise_std * noise
     if not bool(noisy.isfinite().all()):
         raise ValueError(f"noise_std must be small enough for finite logits, got {noise_std!r}")

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from moe_lab.checks import check_whole
+from moe_lab.routers.chance import draw
 from moe_lab.routers.registry import router
 from moe_lab.routers.scores import check_bias, score_logits, select, weigh
 from moe_lab.types import Routing
@@ -72,8 +73,7 @@ def random(
     Raises: see `route`.
     Source: THOR, Zuo et al. 2022 (arXiv:2110.04260), section 3, which draws one expert an input.
     """
-    device = logits.device if generator is None else generator.device
-    keys = torch.rand(logits.shape, generator=generator, device=device, dtype=torch.float64).to(logits.device)
+    keys = draw(torch.rand, tuple(logits.shape), generator, logits.device, torch.float64)
     return _by_keys(logits, keys, top_k, score, bias, renormalise, scale)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ def router(only_top_k: int | None = None) -> Callable:
 
     def wrap(function: Callable[..., Routing]) -> Callable[..., Routing]:
         name = function.__name__
+        allowed, required = options_of(function), required_options(function)  # once: a layer routes at every step
 
         @functools.wraps(function)
         def checked(logits: Tensor, top_k: int, **options) -> Routing:
@@ -23,11 +24,8 @@ def router(only_top_k: int | None = None) -> Callable:
             top_k = check_whole("top_k", top_k, 1, logits.shape[1])
             if only_top_k is not None and top_k != only_top_k:
                 raise ValueError(f"top_k must be {only_top_k} for method {name!r}, got {top_k}")
-            allowed = options_of(function)
-            for option in options:
-                if option not in allowed:
-                    raise ValueError(f"{option!r} is no option of method {name!r}; it has {', '.join(allowed)}")
-            for option in required_options(function):
+            check_options(name, allowed, options)
+            for option in required:
                 if option not in options:
                     raise ValueError(f"method {name!r} needs the option {option}")
             generator = options.get("generator")
@@ -56,6 +54,13 @@ def required_options(function: Callable) -> list[str]:
     """The options that have no default: groups of experts, token ids."""
     parameters = inspect.signature(function).parameters
     return [name for name in options_of(function) if parameters[name].default is inspect.Parameter.empty]
+
+
+def check_options(method: str, allowed: list[str], given: Iterable[str]) -> None:
+    """Refuse an option that a method does not have."""
+    for option in given:
+        if option not in allowed:
+            raise ValueError(f"{option!r} is no option of method {method!r}; it has {', '.join(allowed)}")
 
 
 def check_logits(logits: Tensor) -> None:

@@ -1,0 +1,24 @@
+"""How routers draw: where the generator lives, so that a seed means the same draws on every device."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def draw(
+    sampler: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    generator: torch.Generator | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Numbers from ``torch.rand`` or ``torch.randn``, drawn on the generator's device and brought to ``device``.
+
+    Example:
+        >>> seeded = torch.Generator().manual_seed(0)
+        >>> draw(torch.rand, (2,), seeded, torch.device("cpu"), torch.float32)
+        tensor([0.4963, 0.7682])
+    """
+    home = device if generator is None else generator.device
+    return sampler(shape, generator=generator, device=home, dtype=dtype).to(device)
