@@ -18,9 +18,17 @@ _HOME = {
     "Routing": "types",
     "METHODS": "routers",
     "route": "routers",
+    "GUARANTEES": "routers.guarantees",
+    "disturb": "routers.guarantees",
     "Balance": "balance",
-    "BiasBalancer": "balance",
     "measure_balance": "balance",
+    "tile_padding": "balance",
+    "device_load": "balance",
+    "losses": "losses",
+    "BiasBalancer": "balancers",
+    "PriceBalancer": "balancers",
+    "Certificate": "certificate",
+    "certify": "certificate",
     "expert_mlp": "experts",
     "MoE": "layers",
     # a trained model
@@ -48,7 +56,8 @@ def __getattr__(name: str):
     """Load a public name from its module, once."""
     if name not in _HOME:
         raise AttributeError(f"module 'moe_lab' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"moe_lab.{_HOME[name]}"), name)
+    module = importlib.import_module(f"moe_lab.{_HOME[name]}")
+    value = module if name == _HOME[name] else getattr(module, name)  # `losses` is a module
     globals()[name] = value
     return value
 

@@ -16,6 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_doctor(commands)
     add_train(commands)
+    add_experiment(commands)
     add_notebooks(commands)
     options = parser.parse_args(arguments)
     try:
@@ -61,9 +62,9 @@ def add_train(commands) -> None:
         for field in dataclasses.fields(kind):
             group.add_argument(
                 f"--{field.name.replace('_', '-')}",
-                type=field.type,
-                default=field.default,
-                metavar=field.type.__name__.upper(),
+                type=json.loads if field.type is dict else field.type,
+                default={} if field.type is dict else field.default,
+                metavar="JSON" if field.type is dict else field.type.__name__.upper(),
                 help=field.metadata["help"],
             )
     parser.set_defaults(run=run_train)
@@ -82,6 +83,30 @@ def run_train(options) -> int:
     print(f"trained: {train(model_config, config, options.out, fresh=options.fresh)}")
     if options.export:
         print(f"exported: {options.export}, validation loss {export(options.out, options.export):.4f} nats a byte")
+    return 0
+
+
+def add_experiment(commands) -> None:
+    """``experiment``: a grid of small training runs."""
+    parser = commands.add_parser(
+        "experiment",
+        help="train a grid of small models and write its record",
+        description="Trains what OUT does not hold yet, so a kill costs one run; then writes the record.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("name", choices=("balance",), help="which grid")
+    parser.add_argument("--out", type=Path, default=Path("runs/balance"), help="folder for the single runs")
+    parser.add_argument("--record", type=Path, default=Path("runs/balance.json"), help="file for the record")
+    parser.add_argument("--steps", type=int, help="steps of each run, to try it out; the grid's own if left out")
+    parser.add_argument("--only", default="", help="one method of the grid; all if left out")
+    parser.set_defaults(run=run_experiment)
+
+
+def run_experiment(options) -> int:
+    """Run the grid, then say where the record is."""
+    from moe_lab.experiments.balance import write_record
+
+    print(f"recorded: {write_record(options.out, options.record, options.steps, options.only)}")
     return 0
 
 

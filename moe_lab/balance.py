@@ -1,13 +1,13 @@
-"""How evenly a routing spreads its work, against the noise that chance alone leaves; and a bias that evens it out."""
+"""How evenly a routing spreads its work, against the noise that chance alone leaves."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64, Shaped
-from torch import Tensor, nn
+from jaxtyping import Shaped
+from torch import Tensor
 
-from moe_lab.checks import check_number, check_whole
+from moe_lab.checks import check_whole
 from moe_lab.types import Routing
 
 
@@ -64,7 +64,7 @@ def measure_balance(
         unserved = int((routing.experts < 0).all(dim=1).sum()) / tokens if tokens else 0.0
         top_k = routing.slots if routing.top_k is None else routing.top_k
     else:
-        load = _check_load(routing_or_load)
+        load = check_load(routing_or_load)
         top_k = 1 if top_k is None else check_whole("top_k", top_k, 1, len(load))
         fewest = -(-int(load.sum()) // top_k)
         tokens = fewest if tokens is None else check_whole("tokens", tokens, fewest)
@@ -72,11 +72,11 @@ def measure_balance(
     return _measure(load.double().cpu(), tokens, top_k, asked, unserved)
 
 
-def _check_load(load: Tensor) -> Tensor:
+def check_load(load: Tensor) -> Tensor:
     """A vector of whole numbers, none negative."""
     if not isinstance(load, Tensor) or load.is_floating_point() or load.dtype == torch.bool:
         kind = load.dtype if isinstance(load, Tensor) else type(load).__name__
-        raise TypeError(f"routing_or_load must be a Routing or a tensor of whole numbers, got {kind}")
+        raise TypeError(f"load must be a tensor of whole numbers, got {kind}")
     if load.dim() != 1 or load.numel() == 0:
         raise ValueError(f"load must be (num_experts,) with at least one expert, got {tuple(load.shape)}")
     if bool((load < 0).any()):
@@ -107,47 +107,37 @@ def _measure(load: Tensor, tokens: int, top_k: int, asked: int, unserved: float)
     )
 
 
-class BiasBalancer(nn.Module):
-    """A bias an expert, learned from loads alone: raised where too few tokens came, lowered where too many.
+def tile_padding(load: Shaped[Tensor, " num_experts"], tile: int = 128) -> float:
+    """Rows that a grouped matrix product computes for nothing, as a share of the rows that it was asked for.
 
-    After each optimiser step, ``update(load)`` does bias += rate * sign(mean(load) - load); the router adds
-    ``.bias`` to its scores for the selection only. No loss term, no gradient, and no token sees the batch that it is
-    in. Call it once a step with that step's load: recomputed activations would otherwise count twice.
+    A GPU kernel works in tiles of ``tile`` rows, so an expert with l rows costs ceil(l / tile) tiles:
+    padding = sum(ceil(l / tile) * tile) / sum(l) - 1. It is 0 where every load is a multiple of the tile.
 
     Example:
-        >>> balancer = BiasBalancer(num_experts=3, rate=0.1)
-        >>> balancer.update(torch.tensor([4, 2, 0]))
-        >>> balancer.bias
-        tensor([-0.1000,  0.0000,  0.1000])
+        >>> round(tile_padding(torch.tensor([128, 100, 156]), tile=128), 4)
+        0.3333
 
-    Raises ValueError for a load that is not (num_experts,) or a rate not above 0.
-    Source: Wang et al. 2024 (arXiv:2408.15664), algorithm 1; rate 0.001 there, on sigmoid scores.
+    Raises TypeError for a load that is not whole numbers; ValueError for negative ones or a tile below 1.
     """
+    load = check_load(load)
+    check_whole("tile", tile, 1)
+    rows = int(load.sum())
+    return float((-(-load // tile) * tile).sum()) / rows - 1 if rows else 0.0
 
-    bias: Float[Tensor, " num_experts"]
 
-    def __init__(self, num_experts: int, rate: float = 1e-3):
-        super().__init__()
-        check_whole("num_experts", num_experts, 1, 2**20)
-        self.rate = check_number("rate", rate, above=0)
-        self.register_buffer("bias", torch.zeros(num_experts))
+def device_load(load: Shaped[Tensor, " num_experts"], num_devices: int) -> Shaped[Tensor, " num_devices"]:
+    """Assignments per device, where each device holds num_experts / num_devices experts in a row.
 
-    def _apply(self, fn, recurse=True):
-        """Move with the model, and stay in float32: in bfloat16 a bias of 0.5 can no longer learn at a rate of
-        0.001."""
-        kept = self.bias
-        super()._apply(fn, recurse)
-        self.bias = self.bias.float() if kept.is_meta else kept.to(self.bias.device)
-        return self
+    With expert parallelism every device waits for the fullest one: the step takes 1 + ``max_violation`` of this load
+    times what an even one would.
 
-    @torch.no_grad()
-    def update(self, load: Int64[Tensor, " num_experts"]) -> None:
-        """Move the bias one step towards an even load."""
-        if _check_load(load).shape != self.bias.shape:
-            raise ValueError(f"load must be ({len(self.bias)},), got {tuple(load.shape)}")
-        wide = load.to(self.bias.device, torch.float64)
-        self.bias += self.rate * torch.sign(wide.mean() - wide).float()
+    Example:
+        >>> device_load(torch.tensor([5, 1, 2, 4]), 2)
+        tensor([6, 6])
 
-    def extra_repr(self) -> str:
-        """What ``print(balancer)`` shows."""
-        return f"num_experts={len(self.bias)}, rate={self.rate}"
+    Raises ValueError for a number of devices that does not divide num_experts.
+    """
+    load = check_load(load)
+    if len(load) % check_whole("num_devices", num_devices, 1):
+        raise ValueError(f"num_devices must divide num_experts={len(load)}, got {num_devices}")
+    return load.view(num_devices, -1).sum(dim=1)

@@ -96,12 +96,16 @@ def read_json(path: Path) -> dict:
 
 
 def read_config(kind: type, path: Path):
-    """Read a config dataclass from JSON, refusing fields that are unknown, missing or wrong."""
+    """Read a config dataclass from JSON, refusing fields that are unknown, missing or wrong.
+
+    A field that is newer than the file means its default, under which the file was made.
+    """
     values = read_json(path)
     known = {field.name for field in dataclasses.fields(kind)}
+    newer = {field.name for field in dataclasses.fields(kind) if field.metadata.get("newer")}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{path} has the unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    if missing := sorted(known - set(values)):
+    if missing := sorted(known - newer - set(values)):
         raise ValueError(f"{path} lacks the field {missing[0]!r}")
     try:
         return kind(**values)

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 from moe_lab.checks import check_number, check_whole
 
+AUX_LOSSES = ("", "switch_aux", "gshard", "sequence_aux")
 
-def option(default: object, meaning: str):
-    """A config field with the words that ``--help`` shows for it."""
-    return dataclasses.field(default=default, metadata={"help": meaning})
+
+def option(default: object, meaning: str, *, newer: bool = False):
+    """A config field with the words that ``--help`` shows for it; where it is ``newer``, older files may lack it."""
+    kind = {"default_factory": default} if callable(default) else {"default": default}
+    return dataclasses.field(**kind, metadata={"help": meaning, "newer": newer})
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class LanguageModelConfig:
     method: str = option("sigmoid_bias", "routing method, one that needs no options of its own")
     num_shared: int = option(0, "experts that every token visits")
     bias_rate: float = option(1e-2, "step of the balancing bias; 0 for none")
+    balancer: str = option("sign", "rule by which the bias learns: sign, midpoint, quantile or bip", newer=True)
+    eval_method: str = option("", "routing method outside of training; the same if empty", newer=True)
+    router_options: dict = option(  # noqa: RUF009
+        dict, 'options of the method, as JSON: {"score": "sigmoid"}', newer=True
+    )
 
     def __post_init__(self):
         for name in ("d_model", "num_layers", "num_heads", "context", "d_expert", "num_experts"):
@@ -39,8 +47,11 @@ class LanguageModelConfig:
         check_whole("top_k", self.top_k, 1, self.num_experts)
         check_whole("num_shared", self.num_shared, 0, 2**10)
         check_number("bias_rate", self.bias_rate, at_least=0)
-        if not isinstance(self.method, str):
-            raise TypeError(f"method must be a name, got {self.method!r}")
+        for name in ("method", "balancer", "eval_method"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a name, got {getattr(self, name)!r}")
+        if not isinstance(self.router_options, dict):
+            raise TypeError(f"router_options must be a dict of options, got {self.router_options!r}")
         if self.d_model % self.num_heads:
             raise ValueError(f"num_heads must divide d_model={self.d_model}, got {self.num_heads}")
 
@@ -64,6 +75,9 @@ class TrainConfig:
     seed: int = option(0, "seed of the weights and of every batch")
     validate_every: int = option(100, "steps between validations")
     checkpoint_every: int = option(100, "steps between checkpoints: the most that a kill can cost")
+    aux_loss: str = option("", "balancing loss: switch_aux, gshard or sequence_aux; none if empty", newer=True)
+    aux_coefficient: float = option(1e-2, "what the balancing loss is multiplied with", newer=True)
+    z_coefficient: float = option(0.0, "what the router z-loss is multiplied with; 0 for none", newer=True)
 
     def __post_init__(self):
         for name in ("steps", "batch", "validate_every", "checkpoint_every"):
@@ -72,3 +86,7 @@ class TrainConfig:
         check_whole("seed", self.seed, 0, 2**32)
         check_number("learning_rate", self.learning_rate, above=0)
         check_number("weight_decay", self.weight_decay, at_least=0)
+        if self.aux_loss not in AUX_LOSSES:
+            raise ValueError(f"aux_loss must be one of {', '.join(AUX_LOSSES[1:])}, or empty; got {self.aux_loss!r}")
+        check_number("aux_coefficient", self.aux_coefficient, at_least=0)
+        check_number("z_coefficient", self.z_coefficient, at_least=0)

@@ -8,9 +8,12 @@ from torch import Tensor
 
 from moe_lab.activations import hidden_columns
 from moe_lab.checks import check_whole
+from moe_lab.routers import find_method, options_of
+from moe_lab.routers.capacity import OVERFLOWS, PRIORITIES
 from moe_lab.types import Routing
 
 SPREADS = ("uniform", "skewed", "one_expert", "half_empty")
+LOGITS = ("random", "correlated", "collapsed", "tied", "equal")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,3 +95,62 @@ def make_layer_inputs(
         w_down=place(normal(num_experts, d_model, d_expert) / d_expert**0.5),
         dy=place(normal(tokens, d_model)),
     )
+
+
+def make_router_options(method: str, tokens: int, num_experts: int, top_k: int, *, seed: int = 0) -> dict[str, object]:
+    """Options with which any method runs on any size: groups that divide, token ids, a seeded generator.
+
+    The seed also picks among a method's variants: what `capacity_top_k` does with overflow, and whom it serves first.
+
+    Example:
+        >>> make_router_options("grouped_experts", tokens=5, num_experts=6, top_k=2)
+        {'num_groups': 2}
+    """
+    known, groups = options_of(find_method(method)), max(g for g in (4, 2, 1) if num_experts % g == top_k % g == 0)
+    options = {
+        "group_limited": {"num_groups": groups, "top_groups": -(-top_k * groups // num_experts), "group_top": 1},
+        "grouped_experts": {"num_groups": groups},
+        "hash": {"token_ids": torch.arange(tokens) % 7},
+        "capacity_top_k": {"overflow": OVERFLOWS[seed % 2], "priority": PRIORITIES[seed % 3]},
+    }.get(method, {})
+    return {**options, "generator": torch.Generator().manual_seed(seed)} if "generator" in known else options
+
+
+def make_router_logits(
+    tokens: int, num_experts: int, kind: str = "correlated", *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "tokens num_experts"]:
+    """Draw what a router would say of a batch; two seeds of a kind are two batches of the same data and router.
+
+    "random": independent N(0, 1), where chance alone is uneven; "correlated": tokens from 24 topics of unequal
+    frequency, experts with a taste and a popularity of their own, as trained routers have; "collapsed": that with
+    expert 0 ahead of all others by 10; "tied": correlated, rounded to halves; "equal": all 0, a router that knows
+    nothing yet.
+
+    Example:
+        >>> make_router_logits(512, 8).softmax(dim=1).mean(dim=0).max() > 2 / 8
+        tensor(True)
+
+    Raises ValueError for an unknown kind.
+    """
+    if kind not in LOGITS:
+        raise ValueError(f"kind must be one of {', '.join(LOGITS)}; got {kind!r}")
+    check_whole("tokens", tokens, 0)
+    check_whole("num_experts", num_experts, 1)
+    router, batch = torch.Generator().manual_seed(1234 + num_experts), torch.Generator().manual_seed(seed)
+
+    def normal(generator: torch.Generator, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    if kind == "equal":
+        return torch.zeros(tokens, num_experts, dtype=dtype)
+    if kind == "random":
+        return normal(batch, tokens, num_experts).to(dtype)
+    width, topics = 32, 24
+    centres, taste = normal(router, topics, width), normal(router, num_experts, width) / width**0.5
+    popularity = normal(router, num_experts)
+    frequency = 1 / torch.arange(1, topics + 1, dtype=torch.float64)
+    topic = torch.multinomial(frequency, tokens, replacement=True, generator=batch) if tokens else []
+    logits = (centres[topic] + 0.5 * normal(batch, tokens, width)) @ taste.T + popularity
+    if kind == "collapsed":
+        logits[:, 0] += 10.0
+    return ((logits * 2).round() / 2 if kind == "tied" else logits).to(dtype)

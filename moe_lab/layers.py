@@ -8,14 +8,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moe_lab.activations import activate, check_activation, hidden_columns
+from moe_lab.balancers import Balancer
 from moe_lab.checks import check_whole
 from moe_lab.experts import autocasts, check_backend, expert_mlp
-from moe_lab.routers import check_options, find_method, options_of, required_options, route
-from moe_lab.routers.scores import widen
+from moe_lab.routers import bias_scale, check_options, find_method, options_of, required_options, route, shared_defaults
+from moe_lab.routers.scores import biased_scores, widen
 from moe_lab.types import Routing
+from moe_lab.wide import WideBuffers
 
 
-class MoE(nn.Module):
+class MoE(WideBuffers):
     """A Mixture-of-Experts layer: (..., d_model) -> (..., d_model).
 
     y = sum over the chosen experts of weight * expert(x), plus ``num_shared`` experts that every token visits with
@@ -23,7 +25,12 @@ class MoE(nn.Module):
     ``.routing`` keeps the `Routing` of the last call, and ``.logits`` its router logits, for a loss on them.
 
     Tensors among ``router_options`` (a bias) become buffers; options that change from call to call (``token_ids``,
-    ``generator``) are given to the call. ``balancer`` is a module with a ``.bias``, such as `BiasBalancer`.
+    ``generator``) are given to the call. ``balancer`` is a module with a ``.bias``, such as `BiasBalancer` or
+    `PriceBalancer`; ``update_balancer()`` lets it learn from the last call, once a step.
+
+    ``eval_method`` routes after ``.eval()``: what assigns a whole batch in training ("balanced", "sinkhorn",
+    "expert_choice") cannot route a text as it is written, so such layers are run with "top_k", or "balanced_causal". It
+    keeps score, renormalise, scale and bias of the training method, and every other option that it has too.
 
     Example:
         >>> layer = MoE(d_model=8, d_expert=16, num_experts=4, top_k=2, renormalise=True)
@@ -48,6 +55,7 @@ class MoE(nn.Module):
         *,
         activation: str = "swiglu",
         balancer: nn.Module | None = None,
+        eval_method: str | None = None,
         **router_options,
     ):
         super().__init__()
@@ -59,6 +67,7 @@ class MoE(nn.Module):
         if balancer is not None and "bias" in router_options:
             raise ValueError("balancer and the router option bias both set the selection bias; give one of them")
         self.num_experts, self.top_k, self.method = num_experts, top_k, method
+        self.eval_method = method if eval_method is None else eval_method
         self.num_shared, self.backend, self.activation = (
             num_shared,
             check_backend(backend),
@@ -76,11 +85,15 @@ class MoE(nn.Module):
         for name in self._tensor_options:
             own = router_options[name].detach().clone()  # the caller's tensor stays the caller's
             self.register_buffer(f"router_{name}", own, persistent=name == "bias")
+        self.wide = tuple(f"router_{name}" for name in self._tensor_options if router_options[name].is_floating_point())
         self.router_options = {k: v for k, v in router_options.items() if k not in self._tensor_options}
         self.routing: Routing | None = None
         self.logits: Tensor | None = None
         self.reset_parameters()
-        self._try_router()
+        if self.eval_method != method:
+            self._check_eval_method()
+        for trial in {method, self.eval_method}:
+            self._try_router(trial)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -101,7 +114,8 @@ class MoE(nn.Module):
         # autocast would make the logits bfloat16 again
         with torch.autocast(x.device.type, enabled=False) if autocasts(x.device) else contextlib.nullcontext():
             logits = F.linear(widen(rows), widen(self.router))
-        routing = route(logits, self.top_k, self.method, **{**self._options(), **options})
+        method = self.method if self.training else self.eval_method
+        routing = route(logits, self.top_k, method, **{**self._options(method), **options})
         y = expert_mlp(rows, routing, self.w_gate_up, self.w_down, activation=self.activation, backend=self.backend)
         if self.num_shared:
             y = y + F.linear(activate(F.linear(rows, self.shared_gate_up), self.activation), self.shared_down)
@@ -112,18 +126,38 @@ class MoE(nn.Module):
         """A copy starts without the last call: its tensors belong to a graph, which cannot be copied."""
         return {**super().__getstate__(), "routing": None, "logits": None}
 
-    def _apply(self, fn, recurse=True):
-        """Move with the model; a selection bias stays in float32, where small steps of it still count."""
-        kept = {name: getattr(self, f"router_{name}") for name in self._tensor_options}
-        super()._apply(fn, recurse)
-        for name, tensor in kept.items():
-            if tensor.is_floating_point() and not tensor.is_meta:
-                setattr(self, f"router_{name}", tensor.to(self.router.device))
-        return self
+    @property
+    def score(self) -> str:
+        """What becomes a weight: the option, or the method's default."""
+        return self.router_options.get("score", shared_defaults(find_method(self.method)).get("score"))
 
-    def _try_router(self) -> None:
+    def update_balancer(self) -> None:
+        """Let the balancer learn from the last call: once a step, after the optimiser's. Without one, does nothing.
+
+        Raises TypeError for a balancer that does not learn, ValueError before the first call.
+        """
+        if self.balancer is None:
+            return
+        if not isinstance(self.balancer, Balancer):
+            raise TypeError(f"balancer must be a Balancer to learn, got {type(self.balancer).__name__}")
+        if self.routing is None:
+            raise ValueError("update_balancer needs a call of the layer to learn from")
+        scale = bias_scale(self.method, self.router_options)
+        self.balancer.learn(self.routing, biased_scores(self.logits.detach(), scale))
+
+    def _check_eval_method(self) -> None:
+        """One bias for both methods needs one scale."""
+        find_method(self.eval_method)
+        scales = {m: bias_scale(m, self._options(m)) for m in (self.method, self.eval_method)}
+        if self.balancer is not None and len(set(scales.values())) > 1:
+            said = " and ".join(f"{scale} under {name!r}" for name, scale in scales.items())
+            raise ValueError(
+                f"the balancer's bias would be added to {said}; give objective='score', or score='softmax_after_top_k'"
+            )
+
+    def _try_router(self, name: str) -> None:
         """Route two tokens of zeros, so that options which can never work are refused now."""
-        method, options = find_method(self.method), self._options()
+        method, options = find_method(name), self._options(name)
         if self.router.is_meta or any(name not in options for name in required_options(method)):
             return  # token ids, say, come with the call
         bias = options.get("bias")
@@ -132,21 +166,25 @@ class MoE(nn.Module):
             options["bias"] = bias.cpu()
         if "generator" in options_of(method) and "generator" not in options:
             options["generator"] = torch.Generator()  # a trial must not draw from anybody's chance
-        route(torch.zeros(2, self.num_experts, device="cpu"), self.top_k, self.method, **options)
+        route(torch.zeros(2, self.num_experts, device="cpu"), self.top_k, name, **options)
 
-    def _options(self) -> dict:
+    def _options(self, method: str) -> dict:
         options = dict(self.router_options)
         options.update({name: getattr(self, f"router_{name}") for name in self._tensor_options})
         if self.balancer is not None:
             options["bias"] = getattr(self.balancer, "bias", None)
             if not isinstance(options["bias"], Tensor):
                 raise TypeError(f"balancer must be a module with a tensor .bias, got {type(self.balancer).__name__}")
+        if method != self.method:  # what is weighed, and how, stays as it was trained
+            options = {**shared_defaults(find_method(self.method)), **options}
+            options = {name: value for name, value in options.items() if name in options_of(find_method(method))}
         return options
 
     def extra_repr(self) -> str:
         """What ``print(layer)`` shows."""
         num_experts, d_model, d_expert = self.w_down.shape
+        after = f", eval_method={self.eval_method!r}" if self.eval_method != self.method else ""
         return (
             f"d_model={d_model}, d_expert={d_expert}, num_experts={num_experts}, top_k={self.top_k}, "
-            f"method={self.method!r}, num_shared={self.num_shared}, activation={self.activation!r}"
+            f"method={self.method!r}{after}, num_shared={self.num_shared}, activation={self.activation!r}"
         )

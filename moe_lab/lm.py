@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from moe_lab.balance import BiasBalancer
+from moe_lab.balancers import BALANCERS
 from moe_lab.checkpoint import read_config, read_tensors, write_json
 from moe_lab.checks import check_number, check_whole
 from moe_lab.config import LanguageModelConfig
@@ -46,12 +46,15 @@ class Block(nn.Module):
         self.attention_norm = nn.RMSNorm(config.d_model)
         self.attention = Attention(config.d_model, config.num_heads)
         self.moe_norm = nn.RMSNorm(config.d_model)
-        method = find_method(config.method)
-        if config.bias_rate and "bias" not in options_of(method):
-            raise ValueError(f"method {config.method!r} takes no bias; set bias_rate to 0, got {config.bias_rate}")
-        if needed := required_options(method):
-            raise ValueError(f"method {config.method!r} needs {', '.join(needed)}, which the model cannot give")
-        balancer = BiasBalancer(config.num_experts, config.bias_rate) if config.bias_rate else None
+        for name in {config.method, config.eval_method or config.method}:
+            method = find_method(name)
+            if config.bias_rate and "bias" not in options_of(method):
+                raise ValueError(f"method {name!r} takes no bias; set bias_rate to 0, got {config.bias_rate}")
+            if needed := [o for o in required_options(method) if o not in config.router_options]:
+                raise ValueError(f"method {name!r} needs {', '.join(needed)}, which the model cannot give")
+        if config.balancer not in BALANCERS:
+            raise ValueError(f"balancer must be one of {', '.join(BALANCERS)}; got {config.balancer!r}")
+        balancer = BALANCERS[config.balancer](config.num_experts, config.bias_rate) if config.bias_rate else None
         self.moe = MoE(
             config.d_model,
             config.d_expert,
@@ -60,6 +63,8 @@ class Block(nn.Module):
             method=config.method,
             num_shared=config.num_shared,
             balancer=balancer,
+            eval_method=config.eval_method or None,
+            **config.router_options,
         )
 
     def forward(self, x: Float[Tensor, "batch length d_model"]) -> Float[Tensor, "batch length d_model"]:

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from moe_lab.balance import BiasBalancer, measure_balance
+from moe_lab import losses
+from moe_lab.balance import measure_balance
 from moe_lab.checkpoint import (
     latest_checkpoint,
     publish_folder,
@@ -97,18 +98,35 @@ class Trainer:
             group["lr"] = self.learning_rate(number)
         loss = F.cross_entropy(self.model(now).flatten(0, 1), after.flatten())
         self.optimizer.zero_grad()
-        loss.backward()
+        (loss + self._balancing_loss(now.shape[0])).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         nats, length = loss.item(), norm.item()
         if not math.isfinite(nats) or not math.isfinite(length):
             self._diverged(f"loss {nats}, gradient norm {length}")
         self.optimizer.step()
         for layer in self.model.layers:
-            if isinstance(layer.balancer, BiasBalancer):
-                layer.balancer.update(layer.routing.load)
+            layer.update_balancer()
         self.history.losses.append(nats)
         self.history.seconds += time.perf_counter() - started
         return nats
+
+    def _balancing_loss(self, sequences: int) -> Tensor:
+        """What is added to the loss and never reported as part of it: the balancing losses of all layers."""
+        config, total = self.config, torch.zeros(())
+        for layer in self.model.layers:
+            score = "sigmoid" if layer.score == "sigmoid" else "softmax"
+            uneven = {
+                "": lambda logits, routing, score: torch.zeros(()),
+                "switch_aux": lambda logits, routing, score: losses.switch_aux(logits, routing, score=score),
+                "gshard": lambda logits, routing, score: losses.gshard(logits, routing),
+                "sequence_aux": lambda logits, routing, score: losses.sequence_aux(
+                    logits, routing, sequences, score=score
+                ),
+            }[config.aux_loss](layer.logits, layer.routing, score)
+            total = total + config.aux_coefficient * uneven
+            if config.z_coefficient:
+                total = total + config.z_coefficient * losses.z_loss(layer.logits)
+        return total
 
     def loads(self) -> list[list[int]]:
         """Loads of the last step, layer by expert."""

@@ -1,4 +1,4 @@
-"""Measures of balance: values by hand, limits, the noise floor met by chance itself, and the bias that learns."""
+"""Measures of balance: values by hand, limits, and the noise floor met by chance itself."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_lab import BiasBalancer, Routing, measure_balance, route
+from moe_lab import Routing, device_load, measure_balance, route, tile_padding
 
 
 def test_values_by_hand():
@@ -116,29 +116,23 @@ def test_the_floor_of_expert_choice_follows_top_k_and_not_its_slots():
     assert measure_balance(routing).noise_floor_cv == pytest.approx(math.sqrt((8 / 2 - 1) / 64))
 
 
-def test_the_bias_compares_with_the_mean():
-    balancer = BiasBalancer(4, rate=1.0)
-    balancer.update(torch.tensor([9, 1, 1, 1]))  # the median is 1, the mean 3
-    assert balancer.bias.tolist() == [-1.0, 1.0, 1.0, 1.0]
+def test_tile_padding_by_counting_tiles():
+    load = torch.tensor([0, 1, 128, 129, 300])
+    tiles = sum(-(-rows // 128) for rows in load.tolist())
+    assert tile_padding(load) == pytest.approx(tiles * 128 / 558 - 1)
+    assert tile_padding(torch.tensor([256, 128])) == 0.0 and tile_padding(torch.zeros(3, dtype=torch.int64)) == 0.0
 
 
-def test_bias_balances_a_skewed_router():
-    draw = torch.Generator().manual_seed(0)
-    skew, balancer = torch.linspace(0, 3, 8), BiasBalancer(8, rate=0.005)
-    unevenness = []
-    for _ in range(300):
-        logits = torch.randn(1024, 8, generator=draw) + skew
-        routing = route(logits, 2, "sigmoid_bias", bias=balancer.bias)
-        unevenness.append(measure_balance(routing).max_violation)
-        balancer.update(routing.load)
-    assert unevenness[0] > 1.0
-    assert max(unevenness[-20:]) < 0.3
+def test_devices_average_out_what_their_experts_differ_by():
+    load = torch.tensor([9, 1, 5, 5, 2, 8])
+    assert device_load(load, 3).tolist() == [10, 10, 10]
+    assert device_load(load, 6).tolist() == load.tolist()
 
 
-def test_bias_balancer_refuses(unchecked_shapes):
-    with pytest.raises(ValueError, match="rate must be a finite number above 0, got 0"):
-        BiasBalancer(3, rate=0)
-    with pytest.raises(ValueError, match=r"num_experts must be in 1..1048576, got 0"):
-        BiasBalancer(0)
-    with pytest.raises(ValueError, match=r"load must be \(3,\), got \(2,\)"):
-        BiasBalancer(3).update(torch.tensor([1, 2]))
+def test_loads_are_refused(unchecked_shapes):
+    with pytest.raises(ValueError, match=r"num_devices must divide num_experts=3, got 2"):
+        device_load(torch.tensor([1, 2, 3]), 2)
+    with pytest.raises(ValueError, match=r"tile must be at least 1, got 0"):
+        tile_padding(torch.tensor([1]), tile=0)
+    with pytest.raises(TypeError, match=r"load must be a tensor of whole numbers"):
+        tile_padding([1, 2])

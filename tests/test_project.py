@@ -17,12 +17,14 @@ PACKAGE = ROOT / "moe_lab"
 
 # A module may import from the rows above its own, and from its own row where that is its own package.
 LAYERS = [
-    {"checks", "activations", "doctor", "checkpoint", "figures"},
+    {"checks", "activations", "doctor", "checkpoint", "figures", "wide"},
     {"types", "config", "corpus"},
     {"routers", "balance", "experts"},
-    {"inputs", "layers", "dispatch"},
+    {"inputs", "balancers", "losses", "certificate", "dispatch"},
+    {"layers"},
     {"lm", "profiling"},
     {"train", "plots", "exercises"},
+    {"experiments"},
     {"lesson", "widgets", "notebooks"},
     {"__init__", "__main__"},
 ]

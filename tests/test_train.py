@@ -264,7 +264,7 @@ def test_an_error_inside_a_step_is_no_checkpoint(tmp_path, monkeypatch):
         if len(calls) == 8:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("moe_lab.balance.BiasBalancer.update", update)
+    monkeypatch.setattr("moe_lab.balancers.BiasBalancer.update", update)
     with pytest.raises(KeyboardInterrupt):
         train(TINY, SHORT, tmp_path)
     assert list(checkpoints(tmp_path)) == [6]

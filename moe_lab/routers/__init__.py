@@ -1,27 +1,31 @@
 """Routers: from router logits to a `Routing`, one function a method, all behind `route`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from jaxtyping import Float
 from torch import Tensor
 
-from moe_lab.routers.assignment import base, sinkhorn
-from moe_lab.routers.capacity import expert_capacity, gshard, switch
+from moe_lab.routers.balanced import balanced, base
+from moe_lab.routers.capacity import capacity_top_k, expert_capacity, gshard, switch
+from moe_lab.routers.causal import balanced_causal
 from moe_lab.routers.choice import noisy_top_k, sigmoid_bias, top_k
 from moe_lab.routers.expert_choice import expert_choice
 from moe_lab.routers.fixed import hash, random
 from moe_lab.routers.groups import group_limited, grouped_experts
-from moe_lab.routers.registry import check_options, options_of, required_options
+from moe_lab.routers.registry import check_options, options_of, required_options, shared_defaults
+from moe_lab.routers.sinkhorn import sinkhorn
 from moe_lab.types import Routing
 
 __all__ = [
     "METHODS",
+    "bias_scale",
     "check_options",
     "expert_capacity",
     "find_method",
     "options_of",
     "required_options",
     "route",
+    "shared_defaults",
 ]
 
 METHODS: dict[str, Callable[..., Routing]] = {
@@ -29,9 +33,10 @@ METHODS: dict[str, Callable[..., Routing]] = {
     "top_k": top_k,
     "sigmoid_bias": sigmoid_bias,
     "noisy_top_k": noisy_top_k,
-    # experts have places, overflow is dropped
+    # experts have places, overflow is dropped or sent on
     "switch": switch,
     "gshard": gshard,
+    "capacity_top_k": capacity_top_k,
     # experts live in groups
     "group_limited": group_limited,
     "grouped_experts": grouped_experts,
@@ -43,6 +48,9 @@ METHODS: dict[str, Callable[..., Routing]] = {
     # the whole batch is assigned at once
     "sinkhorn": sinkhorn,
     "base": base,
+    "balanced": balanced,
+    # tokens in order, balanced by the end of each group
+    "balanced_causal": balanced_causal,
 }
 """Name of a method -> its function, called as ``function(logits, top_k, **options)``."""
 
@@ -79,3 +87,16 @@ def find_method(name: str) -> Callable[..., Routing]:
     if name not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {name!r}")
     return METHODS[name]
+
+
+def bias_scale(method: str, options: Mapping[str, object]) -> str:
+    """What a method adds a bias to under these options: "logits", or the "softmax" or "sigmoid" of them.
+
+    Example:
+        >>> bias_scale("top_k", {}), bias_scale("balanced", {}), bias_scale("balanced", {"objective": "score"})
+        ('softmax', 'logits', 'softmax')
+    """
+    function = find_method(method)
+    score = options.get("score", shared_defaults(function).get("score"))
+    on_logits = "objective" in options_of(function) and options.get("objective", "logits") == "logits"
+    return "logits" if on_logits or score == "softmax_after_top_k" else score

@@ -33,6 +33,7 @@ def router(only_top_k: int | None = None) -> Callable:
                 raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}")
             return function(logits, top_k, **options)
 
+        checked.only_top_k = only_top_k
         return checked
 
     return wrap
@@ -54,6 +55,12 @@ def required_options(function: Callable) -> list[str]:
     """The options that have no default: groups of experts, token ids."""
     parameters = inspect.signature(function).parameters
     return [name for name in options_of(function) if parameters[name].default is inspect.Parameter.empty]
+
+
+def shared_defaults(function: Callable) -> dict[str, object]:
+    """What a method does with scores and weights where nothing is said: its own score, renormalise and scale."""
+    parameters = inspect.signature(function).parameters
+    return {name: parameters[name].default for name in ("score", "renormalise", "scale") if name in parameters}
 
 
 def check_options(method: str, allowed: list[str], given: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from moe_lab.checks import check_number
 
 SCORES = ("softmax", "sigmoid", "softmax_after_top_k")
+OBJECTIVES = ("logits", "score")
 
 
 def widen(logits: Tensor) -> Tensor:
@@ -38,6 +39,29 @@ def selection_scores(logits: Tensor, scores: Tensor, bias: Tensor | None) -> Ten
         return widen(logits).detach()
     check_bias(bias, logits)
     return scores.detach() + bias.detach()
+
+
+def objective_scores(logits: Tensor, score: str, bias: Tensor | None, objective: str) -> Tensor:
+    """What a router that assigns a whole batch makes the sum of as great as it can: logits, or scores, plus the bias.
+
+    A number added to all logits of a token changes nothing, so "logits" is the sum of log-probabilities as well;
+    "score" is the sum of what becomes the weights.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
+    values = widen(logits).detach() if objective == "logits" else score_logits(logits, score).detach()
+    if bias is None:
+        return values
+    check_bias(bias, logits)
+    values = values + bias.detach()
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"bias must leave the {objective} finite; the largest is {float(bias.abs().max())}")
+    return values
+
+
+def biased_scores(logits: Tensor, scale: str) -> Tensor:
+    """What a bias is added to, on the scale that `bias_scale` names: "logits", "softmax" or "sigmoid"."""
+    return widen(logits) if scale == "logits" else score_logits(logits, scale)
 
 
 def check_bias(bias: Tensor, logits: Tensor) -> None:

@@ -1,0 +1,1 @@
+"""Grids of small training runs, each defined in one file, resumable, recorded in ``data/training/``."""
