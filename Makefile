@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint format notebooks train doctor lock clean
+.PHONY: help setup lab test lint format notebooks train bench doctor lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ notebooks: $(READY) ## run every lesson top to bottom and write its outputs (ONL
 
 train: $(READY) ## train the shipped model again, into runs/stdlib-moe (about 9 minutes on 2 cores)
 	$(BIN)/python -m moe_lab train --out runs/stdlib-moe --export runs/stdlib-moe/exported
+
+bench: $(READY) ## time the routers against torch.topk, and record it in data/benchmarks (needs a clean tree)
+	$(BIN)/python -m moe_lab bench routers
 
 doctor: $(READY) ## say what this machine can run
 	$(BIN)/python -m moe_lab doctor

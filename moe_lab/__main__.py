@@ -16,6 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_doctor(commands)
     add_train(commands)
+    add_bench(commands)
     add_experiment(commands)
     add_notebooks(commands)
     options = parser.parse_args(arguments)
@@ -83,6 +84,35 @@ def run_train(options) -> int:
     print(f"trained: {train(model_config, config, options.out, fresh=options.fresh)}")
     if options.export:
         print(f"exported: {options.export}, validation loss {export(options.out, options.export):.4f} nats a byte")
+    return 0
+
+
+def add_bench(commands) -> None:
+    """``bench``: verify, time, record."""
+    parser = commands.add_parser(
+        "bench",
+        help="time a suite against its rivals and record the run",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("suite", choices=("routers",), nargs="?", default="routers", help="what to time")
+    parser.add_argument("--out", type=Path, default=Path("data/benchmarks"), help="folder for the record")
+    parser.add_argument("--no-record", action="store_true", help="print the table only; needs no clean tree")
+    parser.add_argument("--quick", action="store_true", help="one small shape, to see that it runs")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.set_defaults(run=run_bench)
+
+
+def run_bench(options) -> int:
+    """Run the suite; print its table and where the record is."""
+    from moe_lab.bench import SUITES, run, show_table
+
+    cases = SUITES[options.suite](options.quick)
+    rows, path = run(options.suite, cases, None if options.no_record else options.out)
+    if options.json:
+        print(json.dumps([row.as_dict() for row in rows], indent=2))
+    else:
+        print(show_table(rows, "torch.topk"))
+        print(f"recorded: {path}" if path else "not recorded")
     return 0
 
 

@@ -128,7 +128,7 @@ class PriceBalancer(Balancer):
         self.updates += 1
         prices = -self.bias
         if self.rule == "midpoint" and self.updates == 1:
-            wanted = even_prices(scores, prices, top_k, iterations=32)[0]
+            wanted = even_prices(scores, prices, top_k, iterations=32).prices
         else:
             wanted = price_step(scores, prices, top_k, self.rule)
         rate = max(self.rate, 1 / int(self.updates))

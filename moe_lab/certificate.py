@@ -111,7 +111,7 @@ def _least_bound(scores: Tensor, top_k: int, iterations: int, experts: Tensor | 
         return float(scores.sum())
     least = _bound(scores, prices, top_k)
     for part in (iterations // 2, iterations - iterations // 2):
-        prices, _, _ = even_prices(scores, prices, top_k, iterations=part)
+        prices = even_prices(scores, prices, top_k, iterations=part).prices
         least = min(least, _bound(scores, prices, top_k))
     if experts is not None:
         chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, experts, True)

@@ -131,7 +131,8 @@ def test_within_a_thousandth_cold_in_32_iterations_and_warm(kind, num_experts, t
         assert shortfall(logits, routing, total(logits, best), top_k) <= 1e-3
     if kind != "random":  # where all experts are liked alike, no prices are good prices
         left = [
-            even_prices(scores, torch.zeros(num_experts), top_k, iterations=2)[1] for scores in (logits, logits + warm)
+            even_prices(scores, torch.zeros(num_experts), top_k, iterations=2).chosen
+            for scores in (logits, logits + warm)
         ]
         cold_excess, warm_excess = ((chosen.sum(dim=0) - share).clamp_min(0).sum() for chosen in left)
         assert warm_excess < 0.8 * cold_excess
@@ -228,15 +229,15 @@ def test_iterations_lower_the_excess_until_nothing_is_left():
     scores = make_router_logits(4096, 64)
     left = []
     for iterations in (0, 4, 16, 32):
-        _, chosen, done = even_prices(scores, torch.zeros(64), 8, iterations=iterations)
-        assert done <= iterations
-        left.append(int((chosen.sum(dim=0) - 512).clamp_min(0).sum()))
+        priced = even_prices(scores, torch.zeros(64), 8, iterations=iterations)
+        assert priced.iterations <= iterations
+        left.append(int((priced.chosen.sum(dim=0) - 512).clamp_min(0).sum()))
     assert left[0] > 10_000 and left[1] < 4000 and left[2] < 60 and left[3] <= 8
 
 
 def test_a_router_that_knows_nothing_is_even_at_once():
-    _, chosen, done = even_prices(torch.zeros(128, 64), torch.zeros(64), 4, iterations=32)
-    assert done == 0 and chosen.sum(dim=0).tolist() == [8] * 64
+    priced = even_prices(torch.zeros(128, 64), torch.zeros(64), 4, iterations=32)
+    assert priced.iterations == 0 and priced.chosen.sum(dim=0).tolist() == [8] * 64
 
 
 def test_targets_give_the_odd_ones_to_the_dearest():

@@ -23,7 +23,7 @@ LAYERS = [
     {"inputs", "balancers", "losses", "certificate", "dispatch"},
     {"layers"},
     {"lm", "profiling"},
-    {"train", "plots", "exercises"},
+    {"train", "bench", "plots", "exercises"},
     {"experiments"},
     {"lesson", "widgets", "notebooks"},
     {"__init__", "__main__"},

@@ -1,7 +1,7 @@
 """One small model trained with every balancing method from the same seeds, and judged under every inference rule.
 
-``python -m moe_lab experiment balance`` trains what is missing in its folder and writes the record, in three quarters of
-an hour on two cores. Lessons 03 and 04 and the widget *Collapse and rescue* read the one in ``data/training/``.
+``python -m moe_lab experiment balance`` trains what is missing in its folder and writes the record, in three quarters
+of an hour on two cores. Lessons 03 and 04 and the widget *Collapse and rescue* read the one in ``data/training/``.
 """
 
 import contextlib

@@ -58,12 +58,13 @@ def assign_evenly(
     cost = torch.inf
     for enough in (2**-8, 2**-10, 2**-12, 0.0) if tolerance else (0.0,):
         before = cost
-        prices, chosen, more = even_prices(scores, prices, top_k, iterations=iterations - done, enough=enough)
-        done += more
-        targets = even_targets(tokens, top_k, prices)
-        chosen, cost = repair(scores - prices, chosen, targets)
-        gain = float(scores[chosen].sum(dtype=torch.float64)) - random_score
-        if cost <= tolerance * gain or not cost:
+        priced = even_prices(scores, prices, top_k, iterations=iterations - done, enough=enough)
+        prices, done = priced.prices, done + priced.iterations
+        chosen, cost = repair(priced, even_targets(tokens, top_k, prices))
+        if not cost:
+            return EvenAssignment(chosen, prices, done, 0)
+        gain = float(torch.where(chosen, scores, 0.0).sum(dtype=torch.float64)) - random_score
+        if cost <= tolerance * gain:
             return EvenAssignment(chosen, prices, done, 0)
         if cost > 0.9 * before:  # equal scores, which prices cannot part
             break

@@ -7,6 +7,8 @@ expert's price lies between the capacity-th and the next of (score - bar). DeepS
 update a sign step down the slope of D.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -45,6 +47,18 @@ def token_bars(
     """What a score less its price must exceed to be among a token's top_k, which is less than num_experts."""
     kth, following = kth_and_next(reduced, top_k)
     return (kth + following) / 2 if rule == "midpoint" else following
+
+
+@dataclass(frozen=True, eq=False)
+class Priced:
+    """What prices make of scores: ``reduced`` = scores - prices, their top_k as a mask, and each token's ``margin``,
+    the distance between its last chosen expert and the next: no token changes an expert for less."""
+
+    prices: Float[Tensor, " num_experts"]
+    reduced: Float[Tensor, "tokens num_experts"]
+    chosen: Bool[Tensor, "tokens num_experts"]
+    margin: Float[Tensor, " tokens"]
+    iterations: int
 
 
 def expert_prices(
@@ -104,10 +118,10 @@ def even_prices(
     *,
     iterations: int,
     enough: float = 0.0,
-) -> tuple[Float[Tensor, " num_experts"], Bool[Tensor, "tokens num_experts"], int]:
+) -> Priced:
     """Iterate until at most the share ``enough`` of all assignments is above its expert's share.
 
-    Returns the prices, the top_k of (scores - prices) as a mask, and the iterations done. Steps are over-relaxed by a
+    Steps are over-relaxed by a
     half. Far from balance it begins on one token in eight, or more where experts would see too few of them: prices are
     a statistic, and a sample tells most of it at a fraction of the work. Needs top_k below num_experts.
     """
@@ -117,11 +131,12 @@ def even_prices(
     by_expert, done, sampled = None, 0, stride == 1
     while True:
         reduced = scores - prices
-        bars = token_bars(reduced, top_k)
+        kth, following = kth_and_next(reduced, top_k)
+        bars = (kth + following) / 2
         chosen = reduced > bars[:, None]
         excess = int((chosen.sum(dim=0) - share).clamp_min(0).sum())
         if excess <= enough * tokens * top_k or done >= iterations:
-            return prices, _exactly(chosen, reduced, top_k), done
+            return Priced(prices, reduced, _exactly(chosen, reduced, top_k), kth - following, done)
         if not sampled and excess > 0.1 * tokens * top_k:
             # half of the iterations, at an eighth of the price
             sample, rounds = scores[::stride].contiguous(), min(12, iterations - done)

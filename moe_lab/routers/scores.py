@@ -79,8 +79,19 @@ def check_bias(bias: Tensor, logits: Tensor) -> None:
 def select(ranking: Float[Tensor, "tokens num_experts"], top_k: int) -> Int64[Tensor, "tokens {top_k}"]:
     """The top_k highest of each row, best first; equal values in the order of the experts.
 
-    ``torch.topk`` promises no order among equals, and the order is what makes a router repeatable.
+    ``torch.topk`` promises no order among equals, and the order is what makes a router repeatable. On a CPU, where it
+    is the faster, it serves the rows in which no two of the best are equal, and a stable sort the others.
     """
+    num_experts = ranking.shape[1]
+    if ranking.device.type != "cpu" or top_k == num_experts or not len(ranking):
+        return _stable(ranking, top_k)
+    values, experts = ranking.topk(top_k + 1, dim=1)
+    tied = (values[:, 1:] == values[:, :-1]).any(dim=1).nonzero().squeeze(1)
+    experts = experts[:, :top_k]
+    return experts.index_copy(0, tied, _stable(ranking[tied], top_k)) if len(tied) else experts
+
+
+def _stable(ranking: Tensor, top_k: int) -> Tensor:
     return ranking.sort(dim=1, descending=True, stable=True).indices[:, :top_k]
 
 
