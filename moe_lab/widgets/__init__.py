@@ -1,6 +1,8 @@
 """Widgets: one Python class and one plain ES module each, complete in the browser without a kernel."""
 
+from moe_lab.widgets.capacity_bins import CapacityBins
+from moe_lab.widgets.collapse_and_rescue import CollapseAndRescue
 from moe_lab.widgets.route_one_batch import RouteOneBatch
 from moe_lab.widgets.text_view import TextView
 
-__all__ = ["RouteOneBatch", "TextView"]
+__all__ = ["CapacityBins", "CollapseAndRescue", "RouteOneBatch", "TextView"]

@@ -1,10 +1,15 @@
 """The arithmetic in each widget's JavaScript is that of its Python class."""
 
 import random
+from fractions import Fraction
 
 import pytest
+import torch
 
-from moe_lab.widgets import RouteOneBatch, TextView
+from moe_lab.routers import expert_capacity
+from moe_lab.routers.capacity import OVERFLOWS, PRIORITIES
+from moe_lab.widgets import CapacityBins, CollapseAndRescue, RouteOneBatch, TextView
+from moe_lab.widgets import capacity_bins as bins
 from moe_lab.widgets.route_one_batch import SCORES, draw_logits, name_idle, resize_logits
 
 pytestmark = pytest.mark.browser
@@ -57,7 +62,8 @@ def test_both_languages_draw_the_same_logits(logic):
 def test_two_decimals_round_as_python_does(logic):
     rng = random.Random(0)
     values = [eighths / 8 for eighths in range(200)] + [rng.uniform(0, 64) for _ in range(200)]
-    assert logic("route_one_batch", "argument.map(m.twoDecimals)", values) == [f"{value:.2f}" for value in values]
+    for module in ("route_one_batch", "capacity_bins"):
+        assert logic(module, "argument.map(m.twoDecimals)", values) == [f"{value:.2f}" for value in values]
 
 
 def test_idle_experts_have_the_same_names(logic):
@@ -107,3 +113,150 @@ def test_bytes_have_names(logic):
     state = {"experts": [[[2, -1], [-1, -1]]], "weights": [[[0.75, 0], [0, 0]]]}
     spoken = logic("text_view", "[0, 1].map((byte) => m.nameChoices(argument, 0, byte))", state)
     assert spoken == ["expert 2 (0.75)", "no expert"]
+
+
+def bin_states(count):
+    """Bins of every rule and size; a third without skew, a fifth at the ends of the ranges."""
+    rng = random.Random(0)
+    for number in range(count):
+        low, high = number % 10 == 0, number % 10 == 5
+        num_experts = 2 if low else 16 if high else rng.randint(2, 16)
+        yield CapacityBins(
+            tokens=8 if low else 64 if high else rng.randint(8, 64),
+            num_experts=num_experts,
+            top_k=min(4, num_experts) if number % 4 == 0 else rng.randint(1, min(4, num_experts)),
+            capacity_factor=rng.choice([0.5, 1, 1.25, 3, rng.uniform(0.5, 3), rng.randint(10, 60) / 20]),
+            skew=0 if number % 3 == 0 else rng.uniform(0, 2),
+            overflow=OVERFLOWS[number % 2],
+            priority=PRIORITIES[number % 3],
+            seed=rng.choice([0, 2**31 - 1, rng.randrange(2**31)]),
+        )
+
+
+BIN_TRAITS = ("tokens", "num_experts", "top_k", "capacity_factor", "skew", "overflow", "priority", "seed")
+
+
+def test_capacity_bins_places_counts_and_says_the_same(logic):
+    widgets = list(bin_states(200))
+    states = [{name: getattr(widget, name) for name in BIN_TRAITS} for widget in widgets]
+    all_four = """argument.map((s) => {
+        const placed = m.place(s);
+        const found = m.count(s, placed);
+        return [placed.experts, placed.bins, found, m.summarise(s, found)];
+    })"""
+    results = logic("capacity_bins", all_four, states)
+    assert len(results) == 200
+    for widget, (experts, chips, found, sentence) in zip(widgets, results, strict=True):
+        routing = widget.routing
+        assert experts == routing.experts.tolist()
+        assert [len(one) for one in chips] == routing.load.tolist()
+        assert all(experts[chip["token"]][chip["slot"]] == number for number, one in enumerate(chips) for chip in one)
+        assert found == widget.count()
+        assert sentence == widget.summary()
+    assert {found["rerouted"] > 0 for _, _, found, _ in results} == {True, False}
+    assert any(found["dropped"] for widget, (_, _, found, _) in zip(widgets, results, strict=True) if widget.skew == 0)
+
+
+def test_both_languages_draw_the_same_tokens(logic):
+    asked = [[seed, 64, 16, skew] for seed in (0, 1, 2**31 - 1) for skew in (0, 0.7, 2)]
+    drawn = logic("capacity_bins", "argument.map((a) => m.drawLogits(...a))", asked)
+    assert drawn == [bins.draw_logits(*one) for one in asked]
+    states = [{"priority": "random", "seed": seed, "tokens": 64} for seed in range(20)]
+    orders = logic("capacity_bins", "argument.map((s) => m.servingOrder(s, []))", states)
+    assert orders == [bins.draw_order(seed, 64) for seed in range(20)]
+
+
+def test_equal_scores_are_served_in_the_order_of_the_tokens(logic):
+    logits = torch.tensor([[0.0, d] for d in (1, -1, 0, 2, -2, 1)] + [[3.0, 1], [3, 3]])
+    asked = {"priority": "score", "seed": 0, "tokens": 8}
+    order = logic("capacity_bins", "m.servingOrder(...argument)", [asked, logits.tolist()])
+    assert order == logits.softmax(dim=1).amax(dim=1).argsort(descending=True, stable=True).tolist()
+    assert order == [3, 4, 6, 0, 1, 5, 2, 7]
+
+
+def test_capacities_are_the_routers_at_every_step_of_the_slider(logic):
+    names = ("capacity_factor", "tokens", "top_k", "num_experts")
+    asked = [
+        (step / 20, tokens, top_k, num_experts)
+        for step in range(10, 61)
+        for tokens in (8, 11, 50, 64)
+        for num_experts in range(2, 17)
+        for top_k in range(1, min(4, num_experts) + 1)
+    ]
+    states = [dict(zip(names, one, strict=True)) for one in asked]
+    assert logic("capacity_bins", "argument.map(m.capacityOf)", states) == [expert_capacity(*one) for one in asked]
+
+
+RESCUE_TRAITS = ("runs", "steps", "num_experts", "asked", "chance", "method", "compare", "layer", "step")
+
+
+def training_record(rng, num_experts, samples, layers, names):
+    """Loads of any size: some experts without a token, some runs exactly even, some that drop."""
+
+    def load(name):
+        if name == "balanced":
+            return [4 * 17] * num_experts
+        busy = rng.sample(range(num_experts), rng.randint(1, num_experts))
+        asked = 4 * 17 * num_experts
+        kept = asked - rng.choice([0, 1, asked, rng.randint(0, 100)]) if name == "capacity_drop" else asked
+        draws = rng.choices(busy, k=kept)
+        return [draws.count(expert) for expert in range(num_experts)]
+
+    return {
+        "model": {"top_k": 2, "context": 17},
+        "train": {"batch": 2 * num_experts},
+        "runs": [
+            {
+                "name": name,
+                "label": f"the method {name}",
+                "trace": [{"step": 7 * at + 3, "loss": rng.uniform(1.5, 5.6)} for at in range(samples)],
+                "loads": [[load(name) for _ in range(layers)] for _ in range(samples)],
+            }
+            for name in names
+        ],
+    }
+
+
+def rescue_views(widget):
+    """Every (method, layer, step) of a widget once, each method beside the next one."""
+    names = [run["name"] for run in widget.runs]
+    for number, method in enumerate(names):
+        for layer in range(len(widget.runs[0]["loads"])):
+            for step in widget.steps:
+                widget.method, widget.compare = method, names[(number + 1) % len(names)]
+                widget.layer, widget.step = layer, step
+                yield widget
+
+
+def test_collapse_and_rescue_counts_and_says_the_same(logic):
+    rng = random.Random(0)
+    names = ["none", "random", "switch_aux_1e-2", "sign_1e-2", "capacity_drop", "balanced"]
+    small = CollapseAndRescue(training_record(rng, 5, 4, 3, names))
+    states, wanted = [], []
+
+    def note(widget):
+        states.append({name: getattr(widget, name) for name in RESCUE_TRAITS})
+        wanted.append((widget.summary(), [widget.tally(), widget.tally(widget.compare)]))
+
+    for widget in rescue_views(small):
+        note(widget)
+    assert len(states) == 6 * 3 * 4
+    for _ in range(200):
+        some = rng.sample(names, rng.randint(1, 6))
+        samples, layers = rng.randint(1, 3), rng.randint(1, 2)
+        record = training_record(rng, rng.choice([2, 3, 16, 17, 64]), samples, layers, some)
+        step = 7 * rng.randrange(samples) + 3
+        note(CollapseAndRescue(record, rng.choice(some), rng.choice(some), rng.randrange(layers), step))
+    said = "argument.map((s) => { const p = m.compareRuns(s); return [m.summarise(s, p), p.map((one) => one.found)]; })"
+    for (sentence, tallies), (ours, found) in zip(wanted, logic("collapse_and_rescue", said, states), strict=True):
+        assert ours == sentence
+        assert found == [pytest.approx(one, rel=1e-12, abs=1e-12) for one in tallies]
+    assert {one["even"] for _, both in wanted for one in both} == {True, False}
+    assert {one["dropped"] > 0 for _, both in wanted for one in both} == {True, False}
+
+
+def test_per_cents_are_pythons(logic):
+    pairs = [[part, whole] for whole in (1, 3, 40, 200, 4096) for part in range(0, whole + 1, max(1, whole // 40))]
+    assert logic("collapse_and_rescue", "argument.map((a) => m.perCent(...a))", pairs) == [
+        int(100 * Fraction(part, whole) + Fraction(1, 2)) for part, whole in pairs
+    ]

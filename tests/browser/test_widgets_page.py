@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
+from moe_lab.experiments.balance import RUNS
 from moe_lab.routers import route
-from moe_lab.widgets import RouteOneBatch, TextView
+from moe_lab.widgets import CapacityBins, CollapseAndRescue, RouteOneBatch, TextView
 
 pytestmark = pytest.mark.browser
 
@@ -27,7 +28,10 @@ LOWEST_CONTRAST = """() => {
         const under = [];
         for (let at = node; at; at = at.parentElement) under.unshift(getComputedStyle(at).backgroundColor);
         const style = getComputedStyle(node);
-        const ink = node.namespaceURI.endsWith("svg") ? style.fill : style.color;
+        const svg = node.namespaceURI.endsWith("svg");
+        const chip = svg && node.parentNode.querySelector(":scope > rect");
+        if (chip) under.push(getComputedStyle(chip).fill);
+        const ink = svg ? style.fill : style.color;
         const [low, high] = [paint(under), paint([...under, ink])].sort((a, b) => a - b);
         return [(high + 0.05) / (low + 0.05), node.outerHTML.slice(0, 80)];
     });
@@ -47,6 +51,32 @@ def batch(num_experts=8):
 
 def reading(num_experts=8):
     return TextView(lambda text: read(text, num_experts), "a naïve café,\n3 €")
+
+
+def bins(num_experts=8):
+    """Every kind of chip at once: four choices, rerouted ones, some dropped."""
+    return CapacityBins(40, num_experts, 4, capacity_factor=0.95, skew=1.5, overflow="reroute")
+
+
+def rescue(num_experts=8, method="none", compare="capacity_drop", layer=0, step=20):
+    """Four runs of three samples: one that collapses, one that drops, one exactly even, one by chance."""
+    draw = torch.Generator().manual_seed(0)
+    asked = 40 * num_experts
+    drawn = torch.randint(20, (3, 2, num_experts), generator=draw)
+    alone = torch.eye(num_experts, dtype=torch.int64)[:2] * asked
+    loads = {
+        "none": torch.stack([alone, drawn[1] + alone // 3, drawn[2]]),
+        "random": 20 + drawn,
+        "capacity_drop": (drawn + alone // 2).clamp_max(40),
+        "balanced": torch.full_like(drawn, 40),
+    }
+    trace = [{"step": step, "loss": loss} for step, loss in ((10, 5.5), (20, 3.0), (30, 2.0))]
+    runs = [
+        {"name": name, "label": RUNS[name].label, "trace": trace, "loads": load.tolist()}
+        for name, load in loads.items()
+    ]
+    sizes = {"model": {"top_k": 2, "context": 10}, "train": {"batch": 2 * num_experts}}
+    return CollapseAndRescue({**sizes, "runs": runs}, method, compare, layer, step)
 
 
 def state_of(page, *names):
@@ -73,10 +103,33 @@ BATCH_CONTROLS = [
     ("grid", "Router logits, tokens by experts"),
     ("spinbutton", "Logit of token 0, expert 0"),
 ]
+BINS_CONTROLS = [
+    ("slider", "Tokens"),
+    ("slider", "Experts"),
+    ("slider", "Top-k"),
+    ("slider", "Capacity factor"),
+    ("slider", "Skew"),
+    ("combobox", "Overflow"),
+    ("combobox", "Priority"),
+    ("spinbutton", "Seed"),
+    ("button", "New sample"),
+    ("checkbox", "Show as table"),
+]
+RESCUE_CONTROLS = [
+    ("combobox", "Method"),
+    ("combobox", "Compare with"),
+    ("combobox", "Layer"),
+    ("slider", "Step"),
+    ("button", "Play"),
+    ("checkbox", "Show as table"),
+]
 READING_CONTROLS = [("textbox", "Text to read"), ("combobox", "Layer"), ("combobox", "Choice")]
 
 
-@pytest.mark.parametrize(("make", "controls"), [(batch, BATCH_CONTROLS), (reading, READING_CONTROLS)])
+@pytest.mark.parametrize(
+    ("make", "controls"),
+    [(batch, BATCH_CONTROLS), (reading, READING_CONTROLS), (bins, BINS_CONTROLS), (rescue, RESCUE_CONTROLS)],
+)
 def test_every_control_has_a_name(page, mount, make, controls):
     mount(make())
     for role, name in controls:
@@ -88,13 +141,16 @@ def test_every_control_has_a_name(page, mount, make, controls):
 
 
 def test_the_sentence_is_pythons(page, mount):
-    for widget in (batch(), batch(64), reading(), reading(64)):
+    for widget in (batch(), batch(64), reading(), reading(64), bins(), bins(16), rescue(), rescue(16)):
         mount(widget)
         expect_summary(page, widget.summary())
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize(("make", "num_experts"), [(batch, 8), (batch, 64), (reading, 8), (reading, 64)])
+@pytest.mark.parametrize(
+    ("make", "num_experts"),
+    [(batch, 8), (batch, 64), (reading, 8), (reading, 64), (bins, 4), (bins, 16), (rescue, 4), (rescue, 64)],
+)
 def test_text_reads_on_any_background_and_fits(page, mount, make, num_experts, dark):
     page.set_viewport_size({"width": 500, "height": 800})
     mount(make(num_experts), dark=dark)
@@ -103,7 +159,7 @@ def test_text_reads_on_any_background_and_fits(page, mount, make, num_experts, d
     assert page.evaluate("document.documentElement.scrollWidth") <= 500
 
 
-@pytest.mark.parametrize("make", [batch, reading])
+@pytest.mark.parametrize("make", [batch, reading, bins, rescue])
 def test_cleanup_leaves_nothing(page, mount, make):
     mount(make())
     assert page.evaluate("model.count()") > 5
@@ -264,3 +320,249 @@ def test_sentences_in_place_of_a_reading(page, mount):
         expect_summary(page, view.summary())
         assert page.locator(".chip").count() == len(view.pieces)
     assert page.locator(".chip").count() == 4
+
+
+def bins_twin(page):
+    names = ("tokens", "num_experts", "top_k", "capacity_factor", "skew", "overflow", "priority", "seed")
+    return CapacityBins(**state_of(page, *names))
+
+
+def test_bins_by_keyboard(page, mount):
+    mount(CapacityBins())
+    before = page.locator(".summary").inner_text()
+    page.get_by_role("slider", name="Capacity factor").press("ArrowRight")
+    assert state_of(page, "capacity_factor") == {"capacity_factor": 1.3}
+    expect_summary(page, CapacityBins(capacity_factor=1.3).summary())
+    assert page.locator(".summary").inner_text() != before
+    page.get_by_role("slider", name="Skew").press("Home")
+    page.get_by_role("slider", name="Top-k").press("End")
+    page.get_by_role("slider", name="Tokens").press("End")
+    page.get_by_role("slider", name="Experts").press("Home")
+    want = CapacityBins(64, 2, 2, capacity_factor=1.3, skew=0)
+    expect_summary(page, want.summary())
+    assert page.get_by_role("slider", name="Top-k").get_attribute("max") == "2"
+    assert page.evaluate("model.saved") == 5 and bins_twin(page).summary() == want.summary()
+
+
+def test_bins_change_rule_and_sample(page, mount):
+    mount(CapacityBins())
+    sentences = []
+    for overflow in ("reroute", "drop"):
+        page.get_by_role("combobox", name="Overflow").select_option(overflow)
+        for priority in ("score", "random", "order"):
+            page.get_by_role("combobox", name="Priority").select_option(priority)
+            expect_summary(page, CapacityBins(overflow=overflow, priority=priority).summary())
+            sentences.append(page.locator(".summary").inner_text())
+    assert len(set(sentences)) > 2
+    page.get_by_label("Seed").fill("41")
+    page.get_by_role("button", name="New sample").click()
+    expect_summary(page, CapacityBins(seed=42).summary())
+    for seed in ("-1", "2147483648", "1.5", ""):  # no seeds: nothing happens
+        page.get_by_label("Seed").fill(seed)
+        assert state_of(page, "seed") == {"seed": 42}
+
+
+@pytest.mark.parametrize("overflow", ["drop", "reroute"])
+def test_bins_draw_what_python_counts(page, mount, overflow):
+    widget = CapacityBins(40, 5, 3, capacity_factor=0.9, skew=1.5, overflow=overflow)
+    mount(widget)
+    found, load, experts = widget.count(), widget.routing.load.tolist(), widget.routing.experts
+    assert found["dropped"] > 0 and (found["rerouted"] > 0) == (overflow == "reroute")
+    places = page.locator(".bins svg")
+    assert [places.nth(number).locator(".chip").count() for number in range(5)] == load
+    assert page.locator(".bins .rerouted").count() == found["rerouted"]
+    assert page.evaluate(
+        "[...box.querySelectorAll('.bins .empty')].map((p) => p.getAttribute('d').split('z').length - 1)"
+    ) == [found["capacity"] - taken for taken in load]
+    for number in range(5):
+        tokens = places.nth(number).locator("text").all_text_contents()
+        assert sorted(map(int, tokens)) == (experts == number).any(dim=1).nonzero().flatten().tolist()
+    lost = [str(token) for token, row in enumerate(experts.tolist()) for expert in row if expert < 0]
+    assert page.locator(".tray text").all_text_contents() == lost
+    share = f"{100 * found['dropped'] / found['asked']:.1f} %"
+    name = f"Dropped {share}, {found['dropped']} of {found['asked']} assignments"
+    assert page.get_by_role("img", name=name, exact=True).count() == 1
+    third = 13 * 3
+    assert page.locator(".who").inner_text().startswith(f"Who is dropped: {100 * found['early'] / third:.1f} % of what")
+    assert f"{100 * found['late'] / third:.1f} % of what the last third did." in page.locator(".who").inner_text()
+
+
+def test_a_bin_is_as_tall_as_its_capacity(page, mount):
+    mount(CapacityBins(64, 4, 4, capacity_factor=1))
+    height = "box.querySelector('.bins svg').getBoundingClientRect().height"
+    heights = []
+    for factor in (1, 2, 3):
+        page.evaluate("(factor) => model.set('capacity_factor', factor)", factor)
+        expect_summary(page, CapacityBins(64, 4, 4, capacity_factor=factor).summary())
+        heights.append(page.evaluate(height))
+    assert heights[2] - heights[1] == heights[1] - heights[0] > 100
+
+
+def test_bins_as_a_table(page, mount):
+    widget = CapacityBins(9, 3, 2, capacity_factor=0.75, skew=2, overflow="reroute", seed=1)
+    mount(widget)
+    assert not page.get_by_role("table", name="Totals").is_visible()
+    page.get_by_label("Show as table").check()
+    found, load = widget.count(), widget.routing.load.tolist()
+    totals = page.get_by_role("table", name="Totals").get_by_role("row").all_inner_texts()
+    assert totals[1].startswith(f"Dropped\t{found['dropped']} of 18 assignments (")
+    assert totals[2] == f"Rerouted\t{found['rerouted']} of 18 assignments"
+    assert totals[3].startswith(f"Padding\t{found['empty']} of {found['places']} places (")
+    first = route(widget.logits, 2).experts
+    rows = page.get_by_role("table", name="Experts").get_by_role("row").all_inner_texts()[1:]
+    asked = first.flatten().bincount(minlength=3).tolist()
+    capacity = found["capacity"]
+    assert [list(map(int, row.split("\t"))) for row in rows] == [
+        [expert, asked[expert], capacity, load[expert], capacity - load[expert]] for expert in range(3)
+    ]
+    fates = page.get_by_role("table", name="Tokens").get_by_role("row").all_inner_texts()[1:]
+    for token, row in enumerate(fates):
+        pairs = zip(first[token].tolist(), widget.routing.experts[token].tolist(), strict=True)
+        words = [
+            f"dropped, asked for expert {wish}"
+            if got < 0
+            else f"expert {got}" + (f", rerouted from {wish}" if got != wish else "")
+            for wish, got in pairs
+        ]
+        assert row.split("\t") == [str(token), *words]
+    assert len(fates) == 9 and "rerouted" in "".join(fates) and "dropped" in "".join(fates)
+    assert not page.locator(".picture").is_visible()
+
+
+def show_step(page):
+    """The step that the panels are drawn for: of the slider, once the page has followed."""
+    return page.get_by_role("slider", name="Step").get_attribute("aria-valuetext")
+
+
+def test_rescue_by_keyboard(page, mount):
+    widget = rescue()
+    mount(widget)
+    slider = page.get_by_role("slider", name="Step")
+    for key, step in (("ArrowRight", 30), ("Home", 10), ("ArrowRight", 20), ("End", 30), ("ArrowRight", 30)):
+        slider.press(key)
+        widget.step = step
+        expect_summary(page, widget.summary())
+        assert state_of(page, "step") == {"step": step} and show_step(page) == f"step {step}"
+    page.get_by_role("combobox", name="Layer").select_option("1")
+    page.get_by_role("combobox", name="Method").select_option("balanced")
+    page.get_by_role("combobox", name="Compare with").select_option("no balancing")
+    widget.layer, widget.method, widget.compare = 1, "balanced", "none"
+    expect_summary(page, widget.summary())
+    assert state_of(page, "layer", "method", "compare") == {"layer": 1, "method": "balanced", "compare": "none"}
+    groups = page.get_by_role("combobox", name="Method").locator("optgroup")
+    assert [groups.nth(number).get_attribute("label") for number in range(groups.count())] == ["no balancing", "rules"]
+
+
+def test_rescue_tallies_what_python_counts(page, mount):
+    widget = rescue(num_experts=16, step=30)
+    mount(widget)
+    panels = page.locator(".panel")
+    for side, name in enumerate((widget.method, widget.compare)):
+        found, panel = widget.tally(name), panels.nth(side)
+        assert panel.locator(".tally b").inner_text() == f"Experts without a token: {found['dead']} of 16"
+        lost = f", dropped {100 * found['dropped'] / widget.asked:.0f} %" if found["dropped"] else ""
+        said = f"MaxVio {found['max_violation']:.2f}, loss {found['loss']:.2f}{lost}"
+        assert panel.locator(".tally span").inner_text() == said
+        assert panel.get_attribute("aria-label") == RUNS[name].label
+        assert panel.locator(".band").count() == 16
+    assert page.locator(".tally").all_inner_texts()[0] != page.locator(".tally").all_inner_texts()[1]
+
+
+HEIGHTS = """() => [...box.querySelectorAll("svg")].map((svg) => {
+    const top = (path) => Math.min(...path.getAttribute("d").match(/ [0-9.]+/g).map(Number));
+    return {
+        bands: [...svg.querySelectorAll(".band")].map((path) => path.getBBox().y),
+        own: [...svg.querySelectorAll(".own")].map(top), other: [...svg.querySelectorAll(".other")].map(top),
+        dot: Number(svg.querySelector("circle").getAttribute("cx")), now: svg.querySelector(".now").getBBox().x,
+    };
+})"""
+
+
+def test_rescue_draws_both_methods_on_the_same_scales(page, mount):
+    mount(rescue(method="none", compare="balanced", step=10))
+    left, right = page.evaluate(HEIGHTS)
+    assert left["own"] == right["other"] and left["other"] == right["own"]
+    assert left["own"][0] < right["own"][0], "MaxVio of a collapse lies above that of an even load"
+    assert left["dot"] == left["now"] == right["now"]
+    evenly = [18 + 180 * (7 - expert) / 8 for expert in range(8)]  # eight bands of 1/8 from the bottom up
+    assert right["bands"] == pytest.approx(evenly, abs=0.1)
+    page.evaluate("model.set('step', 30)")
+    page.wait_for_function("box.querySelector('.now').getBBox().x > 390")
+    assert page.evaluate(HEIGHTS)[0]["own"] == left["own"], "the lines stay, the reader moves along them"
+
+
+def test_rescue_leaves_free_what_was_dropped(page, mount):
+    widget = rescue(method="capacity_drop", compare="balanced", step=30)
+    mount(widget)
+    kept = [sum(load[0]) / widget.asked for load in widget._runs["capacity_drop"]["loads"]]
+    assert max(kept) < 1
+    top = min(page.evaluate(HEIGHTS)[0]["bands"])
+    assert top == pytest.approx(198 - 180 * max(kept), abs=0.1)
+
+
+def test_rescue_plays_to_the_end_and_says_so_once(page, mount):
+    page.clock.install(time=0)
+    page.clock.pause_at(3_600_000)  # from here on time moves only when it is told to
+    widget = rescue(step=30)
+    mount(widget)
+    first = page.locator(".summary").inner_text()
+    page.get_by_role("button", name="Play").press("Enter")
+    page.clock.run_for(100)
+    assert page.get_by_role("button", name="Pause").count() == 1
+    assert state_of(page, "step") == {"step": 20} and page.locator(".summary").inner_text() == first
+    page.clock.run_for(1000)
+    assert state_of(page, "step") == {"step": 30} and page.evaluate("model.saved") == 1
+    assert page.get_by_role("button", name="Play").count() == 1
+    expect_summary(page, widget.summary())
+    page.get_by_role("button", name="Play").press("Enter")
+    page.clock.run_for(100)
+    page.get_by_role("button", name="Pause").press("Enter")
+    page.clock.run_for(1000)
+    widget.step = 20
+    expect_summary(page, widget.summary())
+    page.get_by_role("button", name="Play").press("Enter")
+    page.evaluate("cleanup()")
+    page.clock.run_for(1000)
+    assert state_of(page, "step") == {"step": 20}, "nothing plays on after the widget is gone"
+
+
+def test_rescue_jumps_where_motion_is_unwanted(page, mount):
+    page.clock.install(time=0)
+    page.clock.pause_at(3_600_000)
+    page.emulate_media(reduced_motion="reduce")
+    widget = rescue(step=10)
+    mount(widget)
+    page.get_by_role("button", name="Jump to the end").press("Enter")
+    assert state_of(page, "step") == {"step": 30}, "at once, with no time passing"
+    page.clock.run_for(100)
+    widget.step = 30
+    expect_summary(page, widget.summary())
+    assert page.evaluate("model.saved") == 1 and page.get_by_role("button", name="Jump to the end").count() == 1
+
+
+def test_rescue_as_a_table(page, mount):
+    widget = rescue(num_experts=4)
+    mount(widget)
+    assert not page.get_by_role("table", name="Over the steps").is_visible()
+    page.get_by_label("Show as table").check()
+    rows = page.get_by_role("table", name="Assignments at step 20").get_by_role("row").all_inner_texts()
+    loads = [widget._runs[name]["loads"][1][0] for name in ("none", "capacity_drop")]
+    assert rows[0].split("\t") == ["Expert", "no balancing", "capacity 1.0, drop"]
+    for expert, row in enumerate(rows[1:]):
+        cells = [f"{load[expert]} ({int(100 * load[expert] / widget.asked + 0.5)} %)" for load in loads]
+        assert row.split("\t") == [str(expert), *cells]
+    steps = page.get_by_role("table", name="Over the steps").get_by_role("row").all_inner_texts()[1:]
+    for step, row in zip(widget.steps, steps, strict=True):
+        widget.step = step
+        found = [widget.tally(), widget.tally("capacity_drop")]
+        cells = [f"{f['dead']} without a token, MaxVio {f['max_violation']:.2f}, loss {f['loss']:.3f}" for f in found]
+        assert row.split("\t") == [str(step), *cells]
+    assert not page.locator(".picture").is_visible()
+
+
+def test_two_of_them_keep_their_patterns_apart(page, mount):
+    mount(rescue())
+    ids = page.evaluate("[...document.querySelectorAll('pattern')].map((pattern) => pattern.id)")
+    assert len(ids) == len(set(ids)) == 16
+    fills = page.evaluate("[...box.querySelectorAll('.band')].map((band) => band.getAttribute('fill').slice(5, -1))")
+    assert fills == ids
