@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from moe_lab.checks import check_whole
 from moe_lab.routers.cycles import Exchanges, find_cycles
 from moe_lab.routers.prices import even_prices
 from moe_lab.routers.registry import check_logits
@@ -14,7 +15,11 @@ from moe_lab.types import Routing
 
 @dataclass(frozen=True)
 class Certificate:
-    """What `certify` found; ``print`` it. Scores are sums over all tokens, in units of the scores that were given."""
+    """What `certify` found; ``print`` it. Scores are sums over all tokens, in units of the scores that were given.
+
+    A dropped assignment adds 0, so where a routing drops, its shares depend on where the scores have their zero: take
+    out each token's mean first, and a dropped assignment counts as a random one.
+    """
 
     tokens: int
     top_k: int
@@ -79,6 +84,7 @@ def certify(scores: Float[Tensor, "tokens num_experts"], routing: Routing, *, it
     p.
     """
     check_logits(scores)
+    check_whole("iterations", iterations, 0)
     if scores.shape != (routing.tokens, routing.num_experts):
         expected = (routing.tokens, routing.num_experts)
         raise ValueError(f"scores must be (tokens, num_experts) = {expected} as the routing, got {tuple(scores.shape)}")
