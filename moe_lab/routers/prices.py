@@ -121,9 +121,9 @@ def even_prices(
 ) -> Priced:
     """Iterate until at most the share ``enough`` of all assignments is above its expert's share.
 
-    Steps are over-relaxed by a
-    half. Far from balance it begins on one token in eight, or more where experts would see too few of them: prices are
-    a statistic, and a sample tells most of it at a fraction of the work. Needs top_k below num_experts.
+    Steps are over-relaxed by a half. Far from balance it begins on one token in eight, or more where experts would see
+    too few of them: prices are a statistic, and a sample tells most of it at a fraction of the work. Needs top_k below
+    num_experts.
     """
     tokens, num_experts = scores.shape
     share = -(-tokens * top_k // num_experts)
@@ -138,7 +138,6 @@ def even_prices(
         if excess <= enough * tokens * top_k or done >= iterations:
             return Priced(prices, reduced, _exactly(chosen, reduced, top_k), kth - following, done)
         if not sampled and excess > 0.1 * tokens * top_k:
-            # half of the iterations, at an eighth of the price
             sample, rounds = scores[::stride].contiguous(), min(12, iterations - done)
             columns = sample.T.contiguous()
             for number in range(rounds):
