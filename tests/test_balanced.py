@@ -11,7 +11,8 @@ from scipy.sparse import eye, kron, vstack
 from moe_lab import certify, measure_balance, route
 from moe_lab.inputs import LOGITS, make_router_logits
 from moe_lab.routers.balanced import assign_evenly
-from moe_lab.routers.prices import RULES, even_prices, even_targets, kth_and_next, price_step
+from moe_lab.routers.prices import RULES, Priced, even_prices, even_targets, kth_and_next, price_step
+from moe_lab.routers.repair import repair
 
 
 def assert_even(routing, tokens, top_k, num_experts):
@@ -243,6 +244,44 @@ def test_a_router_that_knows_nothing_is_even_at_once():
 def test_targets_give_the_odd_ones_to_the_dearest():
     assert even_targets(5, 2, torch.tensor([0.5, 0.0, 2.0])).tolist() == [3, 3, 4]
     assert even_targets(5, 2, torch.zeros(4)).tolist() == [3, 3, 2, 2]
+
+
+@pytest.mark.parametrize(("num_experts", "top_k"), [(16, 2), (16, 13), (7, 4)])
+@pytest.mark.parametrize("scale", [1.0, 1e30])
+def test_the_prices_that_come_back_are_the_prices(num_experts, top_k, scale):
+    """Also for more than half of the experts, where what is left out is assigned, and where scores are scaled down."""
+    scores = make_router_logits(2048, num_experts, dtype=torch.float64) * scale
+    prices = assign_evenly(scores, top_k).prices
+    load = torch.bincount((scores - prices).topk(top_k).indices.flatten(), minlength=num_experts)
+    free = torch.bincount(scores.topk(top_k).indices.flatten(), minlength=num_experts)
+    assert int(load.max() - load.min()) < 0.02 * 2048 < 0.3 * int(free.max() - free.min())
+
+
+# --- repair
+
+
+@given(st.integers(0, 999), st.integers(2, 9), st.integers(20, 400), st.sampled_from(LOGITS), st.integers(0, 3))
+@settings(max_examples=80, deadline=None)
+def test_repair_says_what_it_gave_up(seed, num_experts, tokens, kind, iterations):
+    scores = make_router_logits(tokens, num_experts, kind, seed=seed, dtype=torch.float64)
+    top_k = 1 + seed % (num_experts - 1)
+    priced = even_prices(scores, torch.zeros(num_experts, dtype=torch.float64), top_k, iterations=iterations)
+    before = priced.chosen.clone()
+    targets = even_targets(tokens, top_k, priced.prices)
+    chosen, cost = repair(priced, targets)
+    assert torch.equal(priced.chosen, before), "the mask that came in is left alone"
+    assert chosen.sum(dim=0).tolist() == targets.tolist() and bool((chosen.sum(dim=1) == top_k).all())
+    lost = priced.reduced[before].sum() - priced.reduced[chosen].sum()
+    assert cost == pytest.approx(float(lost), abs=1e-9) and cost >= 0
+
+
+def test_repair_takes_the_cheapest_offers():
+    """One expert too full by 3: the three tokens that lose least go, wherever they stand."""
+    margin = torch.tensor([0.9, 0.1, 0.8, 0.3, 0.7, 0.2])
+    reduced = torch.stack([margin, torch.zeros(6)], dim=1)
+    chosen, cost = repair(Priced(torch.zeros(2), reduced, reduced > 0, margin, 0), torch.tensor([3, 3]))
+    assert chosen[:, 1].tolist() == [False, True, False, True, False, True]
+    assert cost == pytest.approx(0.6)
 
 
 # --- certificates

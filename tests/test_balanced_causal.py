@@ -111,6 +111,13 @@ def test_within_two_hundredths_with_learned_prices(kind):
     assert unlearned.even and unlearned.gap_share <= 0.04
 
 
+def test_the_defaults_are_what_the_docstring_says():
+    logits, bias = make_router_logits(200, 8), torch.linspace(-1, 1, 8)
+    for options, explicit in [({}, {"adaptation": 0.3}), ({"bias": bias}, {"adaptation": 0.0, "bias": bias})]:
+        found = route(logits, 2, "balanced_causal", **options)
+        assert torch.equal(found.experts, route(logits, 2, "balanced_causal", pacing=0.1, **explicit).experts)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
