@@ -250,7 +250,7 @@ def test_targets_give_the_odd_ones_to_the_dearest():
 @pytest.mark.parametrize("scale", [1.0, 1e30])
 def test_the_prices_that_come_back_are_the_prices(num_experts, top_k, scale):
     """Also for more than half of the experts, where what is left out is assigned, and where scores are scaled down."""
-    scores = make_router_logits(2048, num_experts, dtype=torch.float64) * scale
+    scores = make_router_logits(2048, num_experts) * scale
     prices = assign_evenly(scores, top_k).prices
     load = torch.bincount((scores - prices).topk(top_k).indices.flatten(), minlength=num_experts)
     free = torch.bincount(scores.topk(top_k).indices.flatten(), minlength=num_experts)
