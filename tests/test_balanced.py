@@ -337,3 +337,26 @@ def test_no_loop_over_what_is_not_a_number(method, bad):
     logits[2] = bad
     with pytest.raises(ValueError, match=rf"logits\[2, 0\] is {bad}"):
         route(logits, 1, method)
+
+
+# --- bounds of time
+
+
+@pytest.mark.parametrize("top_k", [1, 8])
+def test_scores_that_prices_cannot_part_end_all_the_same(top_k):
+    """One number a token times one an expert: prices converge slowly, and exchanges are bounded."""
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(2048, 1, generator=draw) * torch.randn(1, 128, generator=draw)
+    assignment = assign_evenly(logits, top_k)
+    assert assignment.iterations <= 32 and assignment.cycles <= 4 * 128 + 100 + 128
+    assert_even(route(logits, top_k, "balanced"), 2048, top_k, 128)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20])
+def test_the_optimum_has_no_unit(scale):
+    logits = make_router_logits(256, 8, "correlated", seed=3)
+    best = total(logits, route(logits, 2, "balanced", optimal=True))
+    scaled = (logits * scale).double()
+    found = route(scaled, 2, "balanced", optimal=True)
+    assert total(scaled, found) / scale == pytest.approx(best, rel=1e-5)
+    assert certify(scaled, found).gap_share < 1e-9

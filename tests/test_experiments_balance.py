@@ -53,7 +53,9 @@ def test_a_kill_costs_one_run(small, tmp_path, monkeypatch):
     assert (tmp_path / "none-0.json").stat().st_mtime_ns == before
     assert [(run["name"], run["seed"]) for run in record["runs"]] == [("none", 0), ("none", 1)]
     assert record["step_ms"]["none"] > 0
-    with pytest.raises(ValueError, match="holds a run of 10 steps, asked for 20"):
+    with pytest.raises(
+        ValueError, match=r"none-0.json holds a run with other settings than were asked for; give another --out"
+    ):
         experiment.write_record(tmp_path, tmp_path / "record.json", steps=20, only="none")
 
 
@@ -85,6 +87,7 @@ def test_the_committed_record_is_the_whole_grid():
     assert found == {(name, seed) for name in experiment.RUNS for seed in experiment.SEEDS}
     assert set(record["step_ms"]) == set(experiment.RUNS)
     for run in record["runs"]:
+        assert run["configs"] == experiment.configs_of(run["name"], run["seed"])
         assert set(run["judged"]) == set(experiment.RUNS[run["name"]].rules)
         assert len(run["trace"]) == experiment.TRAIN.steps // experiment.EVERY
         assert len(run["loads"]) == (len(run["trace"]) if run["seed"] == 0 else 0)

@@ -53,6 +53,7 @@ def run(
     """
     if folder is not None:
         _refuse_what_cannot_be_repeated()
+    about = {} if folder is None else _about_this_machine()  # before the run, in case somebody commits meanwhile
     started, rows = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), []
     for case in tqdm(list(cases), desc=suite, unit="case"):
         rows += case()
@@ -61,7 +62,7 @@ def run(
                 raise ValueError(f"{row.implementation} on {row.shape} is off by {row.error}, allowed {row.tolerance}")
     if folder is None:
         return rows, None
-    about = {"suite": suite, "started": started, **_about_this_machine()}
+    about = {"suite": suite, "started": started, **about}
     path = folder / f"{suite}-{about['device_id']}-{started[:10]}-{about['commit'][:9]}.json"
     if path.exists():
         raise ValueError(f"{path} is a record of the same commit and day, and records are immutable; delete it first")
@@ -94,8 +95,8 @@ def _refuse_what_cannot_be_repeated() -> None:
         raise ValueError(f"a record names its commit, which git does not tell ({error}); try --no-record") from error
     if changed:
         raise ValueError(f"a record needs a clean tree, changed: {changed.splitlines()[0].strip()}; try --no-record")
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise ValueError("TRITON_INTERPRET=1 is set: the interpreter's times say nothing; try --no-record")
+    if os.environ.get("TRITON_INTERPRET", "0").lower() not in ("", "0", "false", "off", "no"):
+        raise ValueError("TRITON_INTERPRET is set: the interpreter's times say nothing; try --no-record")
 
 
 def _about_this_machine() -> dict:

@@ -92,9 +92,9 @@ def _error(name: str, result: object, logits: Tensor, top_k: int) -> float:
     """Whole numbers that must be 0: loads that are not even where they are promised to be, tokens short of experts."""
     if not isinstance(result, Routing):
         return 0.0
-    asked = len(logits) * top_k
-    short = 0 if name == "expert_choice" else asked - int(result.load.sum())
+    num_experts, asked = logits.shape[1], len(logits) * top_k
+    marks = torch.zeros(len(logits), num_experts + 1).scatter(1, result.experts + 1, 1.0)[:, 1:]  # twice counts once
+    short = 0 if name == "expert_choice" else asked - int(marks.sum())
     spread = int(result.load.max() - result.load.min())
     promised = name.startswith(("balanced", "base", "expert_choice"))
-    group_rest = asked % logits.shape[1] > 0
-    return float(short + (max(0, spread - group_rest) if promised else 0))
+    return float(short + (max(0, spread - (asked % num_experts > 0)) if promised else 0))

@@ -139,6 +139,12 @@ def _mean(balances: list[Balance]) -> dict[str, float]:
     return {name: statistics.fmean(getattr(balance, name) for balance in balances) for name in names}
 
 
+def configs_of(name: str, seed: int, steps: int | None = None) -> dict[str, dict]:
+    """What a run was trained with, as its record holds it."""
+    model, train = RUNS[name].configs(seed, steps)
+    return {"model": dataclasses.asdict(model), "train": dataclasses.asdict(train)}
+
+
 def train_one(name: str, seed: int, corpus: Corpus, steps: int | None = None) -> dict:
     """Train one method with one seed; what the record keeps of it."""
     run = RUNS[name]
@@ -155,7 +161,7 @@ def train_one(name: str, seed: int, corpus: Corpus, steps: int | None = None) ->
         "name": name,
         "label": run.label,
         "seed": seed,
-        "steps": trainer.config.steps,
+        "configs": configs_of(name, seed, steps),
         "trace": trace,
         "loads": loads if seed == SEEDS[0] else [],  # one seed is enough to look at
         "judged": {rule: judge(trainer.model, corpus, rule) for rule in run.rules},
@@ -184,7 +190,7 @@ def chosen_runs(only: str = "") -> list[str]:
 def run_missing(folder: Path, corpus: Corpus, steps: int | None = None, only: str = "") -> list[dict]:
     """Train every method and seed that ``folder`` does not hold yet; all their records. A kill costs one run."""
     folder.mkdir(parents=True, exist_ok=True)
-    records, steps = [], steps or TRAIN.steps
+    records = []
     for name, seed in tqdm([(name, seed) for seed in SEEDS for name in chosen_runs(only)], desc="runs", unit="run"):
         path = folder / f"{name}-{seed}.json"
         if not path.is_file():
@@ -192,8 +198,8 @@ def run_missing(folder: Path, corpus: Corpus, steps: int | None = None, only: st
             write_json(unfinished, train_one(name, seed, corpus, steps))
             unfinished.replace(path)
         record = read_json(path)
-        if record["steps"] != steps:
-            raise ValueError(f"{path} holds a run of {record['steps']} steps, asked for {steps}; give another --out")
+        if record.get("configs") != configs_of(name, seed, steps):
+            raise ValueError(f"{path} holds a run with other settings than were asked for; give another --out")
         records.append(record)
     return records
 
@@ -205,7 +211,7 @@ def write_record(folder: Path, path: Path, steps: int | None = None, only: str =
     corpus = standard_library()
     record = {
         "model": dataclasses.asdict(MODEL),
-        "train": dataclasses.asdict(TRAIN),
+        "train": dataclasses.asdict(dataclasses.replace(TRAIN, steps=steps or TRAIN.steps)),
         "corpus": corpus.fingerprint,
         "machine": describe_machine(),
         "runs": run_missing(folder, corpus, steps, only),

@@ -37,7 +37,9 @@ def assign_evenly(
 
     Prices first (`even_prices`), then `repair` of what they leave uneven, whose cost bounds what is lost. Where that is
     more than ``tolerance`` of what the assignment gains over a random one: more iterations, and at their end exchanges
-    around cycles until it is less. ``tolerance=0`` goes on to the optimum.
+    around cycles until it is less, about 4 * num_experts + 100 of them at the most. Scores that are hard to price, such
+    as one number a token times one an expert, can use those up and stay above the tolerance; `certify` tells.
+    ``tolerance=0`` goes on to the optimum, however long that takes.
 
     Loads are the floor or the ceiling of tokens * top_k / num_experts. Deterministic; float32 scores are computed with
     in float32, the exchanges in float64 on the CPU.
@@ -69,7 +71,12 @@ def assign_evenly(
         if cost > 0.9 * before:  # equal scores, which prices cannot part
             break
     mask, exact, cycles = cancel_cycles(
-        scores.double().cpu().numpy(), chosen.cpu().numpy(), prices.double().cpu().numpy(), cost, tolerance * gain
+        scores.double().cpu().numpy(),
+        chosen.cpu().numpy(),
+        prices.double().cpu().numpy(),
+        cost,
+        tolerance * gain,
+        4 * num_experts + 100 if tolerance else torch.inf,
     )
     chosen = torch.from_numpy(mask).to(scores.device)
     return EvenAssignment(chosen, torch.from_numpy(exact).to(scores.device), done, cycles)

@@ -67,9 +67,11 @@ def cancel_cycles(
     chosen: Bool[np.ndarray, "tokens num_experts"],
     prices: Float[np.ndarray, " num_experts"],
     excess_cost: float = math.inf,
-    enough: float = 0.0,
+    enough: float | int = 0.0,
+    at_most: float | int = math.inf,
 ) -> tuple[Bool[np.ndarray, "tokens num_experts"], Float[np.ndarray, " num_experts"], int]:
-    """Improve an even assignment until it is the best, or until what ``excess_cost`` bounds has sunk to ``enough``.
+    """Improve an even assignment until it is the best, or until what ``excess_cost`` bounds has sunk to ``enough``, or
+    after about ``at_most`` cycles.
 
     Every exchange raises the total score, so they end. Returns the mask, the prices (optimal ones at the end: then the
     dual equals the score), and the number of cycles.
@@ -77,7 +79,7 @@ def cancel_cycles(
     Source: Klein 1967, cycle cancelling; Cherkassky and Goldberg 1999, cycles among the parents.
     """
     exchanges, labels, cancelled = Exchanges(scores, chosen), -prices.astype(np.float64), 0
-    while excess_cost > enough:
+    while excess_cost > enough and cancelled < at_most:
         cycles = find_cycles(exchanges, labels)
         gains = []
         for cycle in cycles:
@@ -98,7 +100,7 @@ def find_cycles(exchanges: Exchanges, labels: Float[np.ndarray, " num_experts"])
     labels came to rest: then they are optimal prices, negated.
     """
     cost = exchanges.cost
-    grain = 1e-13 * len(labels) * max(1.0, float(np.abs(exchanges.scores).max()))  # what rounding makes of equals
+    grain = 1e-13 * len(labels) * float(np.abs(exchanges.scores).max(initial=0.0))  # what rounding makes of equals
     num_experts = len(labels)
     parent = np.full(num_experts, -1)
     while True:
