@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe_lab import LanguageModelConfig, checkpoint
+from moe_lab import LanguageModelConfig, checkpoint, losses
 from moe_lab.__main__ import main
 from moe_lab.checkpoint import checkpoints, latest_checkpoint, publish_folder, remove_older, start_over
 from moe_lab.lm import load_model
@@ -166,8 +166,8 @@ def test_damage_is_named(tmp_path, unchecked_shapes):
     (folder / "history.json").write_text(json.dumps(shorter))
     with pytest.raises(ValueError, match=r"holds 0 losses, which is not step-000001"):
         Trainer.resume(folder)
-    for losses in ([float("nan")], "abc", None):
-        (folder / "history.json").write_text(json.dumps(json.loads(history) | {"losses": losses}))
+    for bad in ([float("nan")], "abc", None):
+        (folder / "history.json").write_text(json.dumps(json.loads(history) | {"losses": bad}))
         with pytest.raises(ValueError, match=r"history.json: losses must be a list of finite numbers"):
             Trainer.resume(folder)
     (folder / "history.json").write_text(history)
@@ -352,3 +352,80 @@ def test_the_command_refuses_before_it_trains(tmp_path, capsys):
 def test_config_refuses(change, says, unchecked_shapes):
     with pytest.raises((ValueError, TypeError), match=says):
         TrainConfig(**change)
+
+
+@pytest.mark.parametrize("score", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("aux_loss", ["", "switch_aux", "gshard", "sequence_aux"])
+def test_balancing_losses_are_added_and_not_reported(aux_loss, score):
+    model = dataclasses.replace(TINY, method="top_k", bias_rate=0.0, router_options={"score": score})
+    config = TrainConfig(steps=4, batch=2, aux_loss=aux_loss, aux_coefficient=0.5, z_coefficient=0.25)
+    trainer, plain = Trainer(model, config), Trainer(model, TrainConfig(steps=4, batch=2))
+    assert trainer.step() == plain.step(), "the first loss is reported without what was added to it"
+    want = 0.0
+    for layer in trainer.model.layers:
+        logits, routing = layer.logits.detach(), layer.routing
+        uneven = {
+            "": lambda logits, routing: 0.0,
+            "switch_aux": lambda logits, routing: losses.switch_aux(logits, routing, score=score),
+            "gshard": losses.gshard,
+            "sequence_aux": lambda logits, routing: losses.sequence_aux(logits, routing, 2, score=score),
+        }[aux_loss](logits, routing)
+        want += 0.5 * float(uneven) + 0.25 * float(losses.z_loss(logits))
+    assert trainer._balancing_loss(2).item() == pytest.approx(want, rel=1e-5) and want > 0
+    router = trainer.model.layers[0].router
+    assert not torch.equal(router, plain.model.layers[0].router), "it reaches the router"
+
+
+def test_resuming_with_prices_repeats_the_losses(tmp_path):
+    model = dataclasses.replace(TINY, method="balanced", eval_method="top_k", balancer="midpoint", bias_rate=0.5)
+    model = dataclasses.replace(model, router_options={"objective": "score", "score": "sigmoid"})
+    config = TrainConfig(steps=6, batch=2)
+    whole, first = Trainer(model, config), Trainer(model, config)
+    losses_whole = [whole.step() for _ in range(6)]
+    losses_first = [first.step() for _ in range(3)]
+    folder = publish_folder(tmp_path, step_name(3), first.save)
+    again = Trainer.resume(folder)
+    assert losses_first + [again.step() for _ in range(3)] == losses_whole
+    assert int(again.model.layers[0].balancer.updates) == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "says"),
+    [
+        (TrainConfig, {"aux_loss": "switch"}, r"aux_loss must be one of switch_aux, .* got 'switch'"),
+        (TrainConfig, {"aux_coefficient": -1.0}, r"aux_coefficient must be .* got -1.0"),
+        (TrainConfig, {"z_coefficient": float("inf")}, r"z_coefficient must be .* got inf"),
+        (LanguageModelConfig, {"balancer": 3}, r"balancer must be a name, got 3"),
+        (
+            LanguageModelConfig,
+            {"router_options": "sigmoid"},
+            r"router_options must be a dict of options, got 'sigmoid'",
+        ),
+    ],
+)
+def test_new_settings_are_checked(kind, change, says, unchecked_shapes):
+    with pytest.raises((ValueError, TypeError), match=says):
+        kind(**change)
+
+
+def test_router_options_come_from_the_command_line_as_json(tmp_path, capsys):
+    command = [
+        "train",
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "1",
+        "--batch",
+        "1",
+        "--d-model",
+        "16",
+        "--num-layers",
+        "1",
+    ]
+    command += ["--num-heads", "2", "--context", "8", "--d-expert", "4", "--num-experts", "4", "--bias-rate", "0"]
+    assert main([*command, "--method", "top_k", "--router-options", '{"score": "sigmoid"}']) == 0
+    assert main([*command, "--fresh", "--router-options", '{"colour": 1}', "--method", "top_k"]) == 1
+    assert "'colour' is no option of method 'top_k'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--router-options", "{score"])
+    assert "--router-options" in capsys.readouterr().err
