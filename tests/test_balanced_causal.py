@@ -99,6 +99,15 @@ def test_no_earlier_token_changes(kind, tokens, num_experts, top_k, size):
     assert later > 0  # the price: who comes later in the group has what is left
 
 
+@pytest.mark.parametrize("size", [None, 32])
+def test_an_absurd_later_token_changes_no_earlier_one(size):
+    logits = make_router_logits(96, 8).double()
+    plain = route(logits, 2, "balanced_causal", group_size=size)
+    logits[60] *= 1e250  # its square would overflow
+    absurd = route(logits, 2, "balanced_causal", group_size=size)
+    assert torch.equal(plain.experts[:60], absurd.experts[:60]) and set(absurd.load.tolist()) == {24}
+
+
 @pytest.mark.parametrize("kind", ["random", "correlated", "collapsed"])
 def test_within_two_hundredths_with_learned_prices(kind):
     """4096 tokens, 64 experts, top 8; the optimum looks at the whole batch, the router at none of what comes."""

@@ -62,9 +62,9 @@ def balanced_causal(
     width = min(size, tokens)  # one group that is not full needs no more steps than it has tokens
     by_group = np.zeros((groups, width, num_experts))
     exact = values.double().cpu().numpy()
-    largest = np.abs(exact).max(initial=0.0)
-    # squares of it could overflow; a common factor changes nobody's choice
-    by_group.reshape(groups * width, num_experts)[:tokens] = exact / largest if largest > 1e150 else exact
+    # squares of larger scores could overflow; a factor of the token's own, or it would depend on later ones
+    largest = np.abs(exact).max(axis=1, keepdims=True)
+    by_group.reshape(groups * width, num_experts)[:tokens] = exact / np.where(largest > 1e150, largest, 1.0)
     chosen = _in_order(by_group, top_k, _room(groups, size, top_k, num_experts), size, pacing, adaptation)
     experts = torch.from_numpy(chosen.reshape(groups * width, top_k)[:tokens]).to(logits.device)
     experts = experts.gather(1, values.gather(1, experts).sort(dim=1, descending=True, stable=True).indices)
