@@ -57,7 +57,8 @@ notebooks: $(READY) ## run every lesson top to bottom and write its outputs (ONL
 train: $(READY) ## train the shipped model again, into runs/stdlib-moe (about 9 minutes on 2 cores)
 	$(BIN)/python -m moe_lab train --out runs/stdlib-moe --export runs/stdlib-moe/exported
 
-bench: $(READY) ## time the routers against torch.topk, and record it in data/benchmarks (needs a clean tree)
+bench: $(READY) ## measure this machine's ceilings, time the routers, and record both in data/benchmarks (needs a clean tree)
+	$(BIN)/python -m moe_lab bench ceilings
 	$(BIN)/python -m moe_lab bench routers
 
 doctor: $(READY) ## say what this machine can run

@@ -31,6 +31,11 @@ _HOME = {
     "certify": "certificate",
     "expert_mlp": "experts",
     "MoE": "layers",
+    # what it costs
+    "count": "accounting.counts",
+    "flop_counter": "accounting.counter",
+    "published": "models",
+    "published_models": "models",
     # a trained model
     "standard_library": "corpus",
     "LanguageModelConfig": "config",

@@ -16,6 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_doctor(commands)
     add_train(commands)
+    add_count(commands)
     add_bench(commands)
     add_experiment(commands)
     add_notebooks(commands)
@@ -87,6 +88,57 @@ def run_train(options) -> int:
     return 0
 
 
+def add_count(commands) -> None:
+    """``count``: parameters, FLOPs and bytes of a model from its config."""
+    parser = commands.add_parser(
+        "count",
+        help="count a model's parameters, FLOPs and bytes from its config.json",
+        description="Counts from the config alone, without building the model. A published model is held against what "
+        "its makers printed.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "config", nargs="?", metavar="PATH|NAME", help="a config.json, its folder, or a published model"
+    )
+    parser.add_argument(
+        "--embeddings",
+        choices=("both", "output", "none"),
+        help="which embeddings count as active; both if left out, for a published model what its publisher did",
+    )
+    parser.add_argument("--context", type=int, default=4096, help="tokens that a token attends to")
+    parser.add_argument("--list", action="store_true", help="name the published models and the families, and stop")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.set_defaults(run=run_count)
+
+
+def run_count(options) -> int:
+    """Print the table; of a published model, its figures too."""
+    from moe_lab.accounting.compare import compare, describe
+    from moe_lab.accounting.counts import count
+    from moe_lab.accounting.families import FAMILIES
+    from moe_lab.accounting.reading import is_name
+    from moe_lab.models import published_models
+
+    if options.list:
+        known = {"published models": published_models(), "families, by model_type": sorted(FAMILIES)}
+        text = (
+            json.dumps(known, indent=2) if options.json else "\n".join(f"{k}: {', '.join(v)}" for k, v in known.items())
+        )
+        print(text)
+        return 0
+    if options.config is None:
+        raise ValueError("which model? Give the path of a config.json or a name; --list has the names")
+    counts, figures = compare(options.config) if is_name(options.config) else (count(options.config), [])
+    if options.embeddings is not None:
+        counts = dataclasses.replace(counts, embeddings=options.embeddings)
+    if options.json:
+        shown = [{**dataclasses.asdict(figure), "verdict": figure.verdict} for figure in figures]
+        print(json.dumps({**counts.as_dict(options.context), "published": shown}, indent=2))
+    else:
+        print("\n\n".join([counts.table(options.context), *([describe(figures)] if figures else [])]))
+    return 0
+
+
 def add_bench(commands) -> None:
     """``bench``: verify, time, record."""
     parser = commands.add_parser(
@@ -94,7 +146,7 @@ def add_bench(commands) -> None:
         help="time a suite against its rivals and record the run",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("suite", choices=("routers",), nargs="?", default="routers", help="what to time")
+    parser.add_argument("suite", choices=("routers", "ceilings"), nargs="?", default="routers", help="what to time")
     parser.add_argument("--out", type=Path, default=Path("data/benchmarks"), help="folder for the record")
     parser.add_argument("--no-record", action="store_true", help="print the table only; needs no clean tree")
     parser.add_argument("--quick", action="store_true", help="one small shape, to see that it runs")

@@ -41,6 +41,10 @@ def check_number(
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a finite number{bound}, got {value!r}")
     in_range = (above is None or value > above) and (at_least is None or value >= at_least)
-    if not in_range or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number beyond the largest float
+        number = math.inf
+    if not in_range or not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number{bound}, got {value!r:.80}")
+    return number

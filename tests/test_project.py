@@ -18,12 +18,13 @@ PACKAGE = ROOT / "moe_lab"
 # A module may import from the rows above its own, and from its own row where that is its own package.
 LAYERS = [
     {"checks", "activations", "doctor", "checkpoint", "figures", "wide"},
-    {"types", "config", "corpus"},
-    {"routers", "balance", "experts"},
+    {"types", "config", "corpus", "models"},
+    {"routers", "balance", "experts", "accounting"},
     {"inputs", "balancers", "losses", "certificate", "dispatch"},
     {"layers"},
     {"lm", "profiling"},
-    {"train", "bench", "plots", "exercises"},
+    {"train", "roofline"},
+    {"bench", "plots", "exercises"},
     {"experiments"},
     {"lesson", "widgets", "notebooks"},
     {"__init__", "__main__"},
@@ -66,6 +67,7 @@ def test_import_needs_neither_triton_nor_transformers():
         "sys.modules.update(dict.fromkeys(('triton', 'transformers', 'anywidget')))  # None: the import fails\n"
         "import moe_lab\n"
         "assert moe_lab.MoE(4, 4, 2, 1) is not None\n"
+        "assert moe_lab.count('mixtral-8x7b').total_params\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

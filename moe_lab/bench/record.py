@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from moe_lab.checkpoint import write_json
+from moe_lab.roofline import best_rates, measure_ceilings
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +31,8 @@ class Measured:
     ms_p80: float
     error: float
     tolerance: float
+    flops: int | None = None
+    bytes: int | None = None
 
     @property
     def verified(self) -> bool:
@@ -40,7 +43,7 @@ class Measured:
         """The row as the record holds it; ``pass`` is a word of Python's."""
         values = asdict(self)
         values["pass"] = values.pop("direction")
-        return {**values, "flops": None, "bytes": None, "verified": self.verified}
+        return {**values, "verified": self.verified}
 
 
 def run(
@@ -72,16 +75,27 @@ def run(
 
 
 def show_table(rows: list[Measured], baseline: str) -> str:
-    """The rows as text, with the time of each as a multiple of the baseline's on the same shape."""
-    lines = [f"{'shape':42} {'implementation':24} {'p20':>9} {'p50 ms':>9} {'p80':>9}  x {baseline}"]
+    """The rows as text, with the time of each as a multiple of the baseline's on the same shape.
+
+    Where no row is the baseline, its rate stands there instead: what it counts, FLOPs or bytes, over its median time.
+    """
     base = {str(row.shape): row.ms_p50 for row in rows if row.implementation == baseline}
+    last = f"x {baseline}" if base else "rate"
+    lines = [f"{'shape':42} {'implementation':24} {'p20':>9} {'p50 ms':>9} {'p80':>9}  {last}"]
     for row in rows:
         shape = " ".join(f"{name}={size}" for name, size in row.shape.items())
         ratio = f"{row.ms_p50 / base[str(row.shape)]:8.2f}" if str(row.shape) in base else "       -"
         lines.append(
-            f"{shape:42} {row.implementation:24} {row.ms_p20:9.2f} {row.ms_p50:9.2f} {row.ms_p80:9.2f}  {ratio}"
+            f"{shape:42} {row.implementation:24} {row.ms_p20:9.2f} {row.ms_p50:9.2f} {row.ms_p80:9.2f}  "
+            f"{ratio if base else _rate(row)}"
         )
     return "\n".join(lines)
+
+
+def _rate(row: Measured) -> str:
+    if row.flops:
+        return f"{row.flops / row.ms_p50 / 1e9:8.4f} TFLOP/s, {row.dtype}"
+    return f"{row.bytes / row.ms_p50 / 1e6:8.1f} GB/s" if row.bytes else "       -"
 
 
 def _git(*arguments: str) -> str:
@@ -112,7 +126,15 @@ def _about_this_machine() -> dict:
         "threads": torch.get_num_threads(),
         "driver": torch.version.cuda if cuda else None,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "ceilings": _brief_ceilings(),
     }
+
+
+def _brief_ceilings() -> dict:
+    """What the machine reached in about a second just before the run: a busy one shows. The suite has better ones."""
+    found = measure_ceilings(seconds=0.15, copy_bytes=2**28, repeats=5)
+    flops_per_s, bytes_per_s = best_rates((one.dtype, one.flops, one.bytes, one.timing.p50_ms) for one in found)
+    return {"flops_per_s": flops_per_s, "bytes_per_s": bytes_per_s}
 
 
 def _processor() -> str:

@@ -1,8 +1,10 @@
 """Widgets: one Python class and one plain ES module each, complete in the browser without a kernel."""
 
+from moe_lab.widgets.accountant import Accountant
 from moe_lab.widgets.capacity_bins import CapacityBins
 from moe_lab.widgets.collapse_and_rescue import CollapseAndRescue
+from moe_lab.widgets.expert_roofline import ExpertRoofline
 from moe_lab.widgets.route_one_batch import RouteOneBatch
 from moe_lab.widgets.text_view import TextView
 
-__all__ = ["CapacityBins", "CollapseAndRescue", "RouteOneBatch", "TextView"]
+__all__ = ["Accountant", "CapacityBins", "CollapseAndRescue", "ExpertRoofline", "RouteOneBatch", "TextView"]

@@ -6,10 +6,24 @@ from fractions import Fraction
 import pytest
 import torch
 
+from moe_lab.accounting.counts import count
+from moe_lab.roofline import (
+    BYTES,
+    DEVICES,
+    DIRECTIONS,
+    SHAPES,
+    Device,
+    LayerShape,
+    each_expert,
+    expert_cost,
+    popularity,
+)
 from moe_lab.routers import expert_capacity
 from moe_lab.routers.capacity import OVERFLOWS, PRIORITIES
-from moe_lab.widgets import CapacityBins, CollapseAndRescue, RouteOneBatch, TextView
+from moe_lab.widgets import Accountant, CapacityBins, CollapseAndRescue, ExpertRoofline, RouteOneBatch, TextView
+from moe_lab.widgets import accountant as accounts
 from moe_lab.widgets import capacity_bins as bins
+from moe_lab.widgets.expert_roofline import SKEWS, say_rate, say_time, three_digits
 from moe_lab.widgets.route_one_batch import SCORES, draw_logits, name_idle, resize_logits
 
 pytestmark = pytest.mark.browser
@@ -260,3 +274,192 @@ def test_per_cents_are_pythons(logic):
     assert logic("collapse_and_rescue", "argument.map((a) => m.perCent(...a))", pairs) == [
         int(100 * Fraction(part, whole) + Fraction(1, 2)) for part, whole in pairs
     ]
+
+
+ROOF_TRAITS = ("devices", "models", "device", "model", "d_model", "d_expert", "num_experts", "top_k", "tokens")
+ROOF_TRAITS += ("dtype", "direction", "skew")
+
+
+def roof_states(count):
+    """Every device, pass, dtype and skew; a third of the models are nobody's, a fifth of the batches at an end."""
+    rng = random.Random(0)
+    slow = Device("slow", {"float32": 1e9, "bfloat16": 5e7}, 3e10, "measured", "made up")
+    devices = [*DEVICES.values(), slow]
+    for number in range(count):
+        device = rng.choice(devices)
+        shape = LayerShape(rng.randint(1, 8192), rng.randint(1, 16384), rng.randint(1, 512), 1)
+        num_experts = None if number % 2 else 2 ** rng.randint(0, 9)
+        most = min(16, num_experts or shape.num_experts)
+        model = shape if number % 3 == 0 else rng.choice(list(SHAPES))
+        top_k = rng.randint(1, most) if num_experts or number % 3 == 0 else None
+        yield ExpertRoofline(
+            device.name,
+            model,
+            tokens={0: 1, 1: 2**20}.get(number % 5, rng.randint(1, 2 ** rng.randint(0, 20))),
+            dtype=rng.choice(list(device.flops_per_s)),
+            direction=DIRECTIONS[number % 2] if number % 7 else "training",
+            skew=rng.choice(SKEWS),
+            num_experts=num_experts,
+            top_k=top_k,
+            devices=devices,
+        )
+
+
+def test_expert_roofline_counts_and_says_the_same(logic):
+    widgets = list(roof_states(200))
+    states = [{name: getattr(widget, name) for name in ROOF_TRAITS} for widget in widgets]
+    both = "argument.map((s) => { const found = m.examine(s); return [found, m.summarise(s, found)]; })"
+    results = logic("expert_roofline", both, states)
+    assert len(results) == 200
+    for widget, (found, sentence) in zip(widgets, results, strict=True):
+        for mark, shape in ((found["experts"], widget.shape), (found["dense"], widget.shape.dense)):
+            intensity, bound, start = widget.bound(shape)
+            assert [mark["intensity"], mark["flops_per_s"], mark["time_ms"]] == pytest.approx(
+                [intensity, bound.flops_per_s, bound.time_ms], rel=1e-9
+            )
+            assert (mark["limit"], mark["from"]) == (bound.limit, start)
+        how = {"direction": widget.direction, "dtype": widget.dtype, "max_over_mean": widget.max_over_mean}
+        cost = expert_cost(widget.shape, widget.tokens, **how)
+        assert [found["experts"]["flops"], found["experts"]["bytes"]] == pytest.approx(
+            [cost.flops, cost.bytes], rel=1e-9
+        )
+        alone = each_expert(widget.shape, widget.tokens, **how)
+        assert [one["rows"] for one in found["each"]] == pytest.approx([rows for rows, _ in alone], rel=1e-9)
+        assert [one["intensity"] for one in found["each"]] == pytest.approx([c.intensity for _, c in alone], rel=1e-9)
+        assert found["byMemory"] == widget.by_memory()
+        assert sentence == widget.summary()
+    assert {found["experts"]["limit"] for found, _ in results} == {"memory", "compute"}
+    assert {found["experts"]["from"] is None for found, _ in results} == {True, False}
+    assert any(0 < found["byMemory"] < len(found["each"]) for found, _ in results)
+    assert {widget.dtype for widget in widgets} == set(BYTES)
+
+
+def test_both_languages_skew_alike(logic):
+    asked = [[num_experts, 2, skew] for num_experts in (2, 3, 17, 512) for skew in (1, 1.5, num_experts / 2)]
+    asked = [one for one in asked if one[2] <= one[0] / 2]
+    for chances, one in zip(
+        logic("expert_roofline", "argument.map((a) => m.popularity(...a))", asked), asked, strict=True
+    ):
+        assert chances == pytest.approx(popularity(*one), rel=1e-9)
+
+
+def test_both_languages_read_numbers_alike(logic):
+    rng = random.Random(0)
+    values = (
+        [eighths / 8 for eighths in range(1, 400)] + [10 ** rng.uniform(-3, 13) for _ in range(400)] + [999.5, 1e3, 0.1]
+    )
+    for function, twin in (("threeDigits", three_digits), ("sayTime", say_time), ("sayRate", say_rate)):
+        scaled = [value * 1e6 if twin is say_rate else value for value in values]
+        assert logic("expert_roofline", f"argument.map(m.{function})", scaled) == [twin(value) for value in scaled]
+
+
+ACCOUNT_TRAITS = ("models", "model", *accounts.SIZES, "dtype", "context", "embeddings", "mode")
+
+
+def account_states(count_of_custom):
+    """Every published model, then custom ones of any size, a tenth at each end of all sliders; settings at random."""
+    rng = random.Random(0)
+    one = Accountant()  # its models are counted once
+
+    def settings():
+        one.dtype, one.context = rng.choice(accounts.DTYPES), rng.choice(accounts.CONTEXTS)
+        one.embeddings, one.mode = rng.choice(accounts.CONVENTIONS), rng.choice(accounts.MODES)
+
+    for slug in accounts.MODELS:
+        for _ in range(3):
+            one.model = slug
+            settings()
+            yield one
+    one.model = accounts.CUSTOM
+    for number in range(count_of_custom):
+        one.heads, one.num_experts = accounts.SIZES["heads"][-1], accounts.SIZES["num_experts"][-1]
+        for name in sorted(accounts.SIZES, key=lambda name: name in ("heads", "num_experts")):
+            offered = accounts.SIZES[name][:6] if name == "num_layers" and number % 10 != 5 else accounts.SIZES[name]
+            setattr(one, name, {0: offered[0], 5: offered[-1]}.get(number % 10, rng.choice(offered)))
+        settings()
+        yield one
+
+
+def test_accountant_counts_and_says_the_same(logic):
+    states, wanted = [], []
+    for widget in account_states(200):
+        states.append({name: getattr(widget, name) for name in ACCOUNT_TRAITS if name != "models"})
+        wanted.append((widget.tally(), widget.summary()))
+    both = """argument[1].map((s) => {
+        const state = { ...s, models: argument[0] };
+        return [m.tally(m.modelOf(state), state), m.summarise(state)];
+    })"""
+    results = logic("accountant", both, [Accountant().models, states])
+    assert len(results) == 236
+    for (tally, sentence), (found, ours) in zip(wanted, results, strict=True):
+        assert found == tally
+        assert list(found["params"]) == list(tally["params"]), "in the same order"
+        assert ours == sentence
+    assert {state["model"] for state in states} == {*accounts.MODELS, "custom"}
+    assert {"num_shared" in state and state["num_shared"] > 0 for state in states} == {True, False}
+
+
+def test_the_custom_model_in_the_browser_is_the_config_that_is_counted(logic):
+    rng, states = random.Random(1), [accounts.START]
+    for end in (0, -1):
+        states.append({name: offered[end] for name, offered in accounts.SIZES.items()})
+    for _ in range(50):
+        state = {name: rng.choice(offered) for name, offered in accounts.SIZES.items()}
+        state["top_k"] = min(state["top_k"], state["num_experts"])
+        state["kv_heads"] = min(state["kv_heads"], state["heads"])
+        states.append(state)
+    described = logic("accountant", "argument.map(m.describe)", states)
+    assert described == [accounts.describe(count(accounts.plain_config(**state))) for state in states]
+
+
+def test_both_languages_offer_the_same_sizes(logic):
+    found = logic("accountant", "[m.SIZES, m.START, m.CONTEXTS]", None)
+    sizes = {name: list(offered) for name, offered in accounts.SIZES.items()}
+    assert found == [sizes, accounts.START, list(accounts.CONTEXTS)]
+
+
+def test_numbers_have_the_same_names(logic):
+    rng = random.Random(0)
+    numbers = [rng.randrange(1, 10 ** rng.randint(1, 15)) for _ in range(400)]
+    numbers += [n for power in range(1, 16) for n in (10**power - 1, 10**power, 995 * 10**power, 2005 * 10**power // 2)]
+    numbers = [number for number in numbers if number < 2**53]
+    for more in (0, 3):
+        named = logic("accountant", f"argument.map((n) => m.nameNumber(n, {more}))", numbers)
+        assert named == [accounts.name_number(number, more) for number in numbers]
+    assert logic("accountant", "argument.map(m.nameBytes)", numbers) == list(map(accounts.name_bytes, numbers))
+    pairs = [[part, whole] for whole in numbers[:60] for part in (0, 1, whole // 7, whole // 2, whole, 3 * whole)]
+    assert logic("accountant", "argument.map((a) => m.perCent(...a))", pairs) == [accounts.per_cent(*a) for a in pairs]
+    assert logic("accountant", "argument.map((a) => m.timesOf(...a))", pairs) == [accounts.times_of(*a) for a in pairs]
+
+
+def test_labels_do_not_touch_and_the_smallest_give_way(logic):
+    rng = random.Random(0)
+    for _ in range(50):
+        labels = rng.randint(1, 9)
+        centres = sorted(rng.uniform(100, 600) for _ in range(labels))
+        widths = [rng.uniform(20, 100) for _ in range(labels)]
+        sizes = [rng.random() for _ in range(labels)]
+        places = logic("accountant", "m.placeLabels(...argument)", [centres, widths, sizes, [100, 600]])
+        kept = [number for number, place in enumerate(places) if place is not None]
+        starts = [places[number] - widths[number] / 2 for number in kept]
+        stops = [places[number] + widths[number] / 2 for number in kept]
+        assert all(stop + 6 <= start + 1e-6 for stop, start in zip(stops[:-1], starts[1:], strict=True))
+        assert starts[0] >= 100 - 1e-6 and stops[-1] <= 600 + 1e-6
+        gone = [sizes[number] for number in range(labels) if number not in kept]
+        assert not gone or max(gone) < min(sizes[number] for number in kept)
+        assert bool(gone) == (sum(widths) + 6 * (labels - 1) > 500)
+    alone = logic("accountant", "m.placeLabels(...argument)", [[200, 400], [50, 50], [1, 2], [0, 500]])
+    assert alone == [200, 400], "where there is room a label is under its part"
+
+
+def test_an_axis_ends_a_little_beyond_the_largest(logic):
+    values = [1, 7, 45.1e9, 46.7e9, 99e9, 671e9, 0.97, 0.3]
+    ends = logic("accountant", "argument.map((v) => m.roundEnd([v, v / 2]))", values)
+    for value, end in zip(values, ends, strict=True):
+        assert 1.02 * value <= end < 1.5 * value * 1.02
+    one = logic("accountant", "m.wholeModels({ num_experts: 8 }, { params: { experts: 45 }, total_params: 47 })", None)
+    assert one == {"name": "8 whole models", "number": 8 * 2 + 45}
+    for total, num_experts in ((45, 8), (90, 8), (47, 1)):  # all experts; far more; only one
+        asked = {"num_experts": num_experts, "total": total}
+        expression = "m.wholeModels(argument, { params: { experts: 45 }, total_params: argument.total })"
+        assert logic("accountant", expression, asked) is None

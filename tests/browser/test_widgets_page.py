@@ -1,13 +1,17 @@
 """Each widget on a blank page with no kernel: names, keyboard, sentences, contrast, and nothing left behind."""
 
+import math
 import re
 
 import pytest
 import torch
 
 from moe_lab.experiments.balance import RUNS
+from moe_lab.models import published
+from moe_lab.roofline import DEVICES, Device
 from moe_lab.routers import route
-from moe_lab.widgets import CapacityBins, CollapseAndRescue, RouteOneBatch, TextView
+from moe_lab.widgets import Accountant, CapacityBins, CollapseAndRescue, ExpertRoofline, RouteOneBatch, TextView
+from moe_lab.widgets.expert_roofline import say_rate, say_time, three_digits
 
 pytestmark = pytest.mark.browser
 
@@ -79,6 +83,26 @@ def rescue(num_experts=8, method="none", compare="capacity_drop", layer=0, step=
     return CollapseAndRescue({**sizes, "runs": runs}, method, compare, layer, step)
 
 
+DESK = Device("desk, 2 threads, 2026-01-02", {"bfloat16": 4e11, "float32": 1.6e11}, 3.2e10, "measured", "desk.json")
+
+
+def roof(num_experts=8, device="H200", **options):
+    """A measured machine before the data sheets, experts on both sides of the ridge."""
+    options = {"tokens": 512, "skew": 2.5, **options}
+    return ExpertRoofline(device, "Mixtral 8x7B", num_experts=num_experts, devices=[DESK, *DEVICES.values()], **options)
+
+
+def account(num_experts=8):
+    """The custom model, for its sliders; with 16 experts, beside shared ones and in training."""
+    more = {"num_shared": 2, "mode": "training", "d_expert": 1408} if num_experts == 16 else {}
+    return Accountant("custom", models=["mixtral-8x7b", "deepseek-v3"], num_experts=num_experts, **more)
+
+
+def published_account(num_experts=8):
+    """A model with every part in its bars but recurrent layers."""
+    return Accountant("llama-4-maverick", models=["llama-4-maverick"], context=2**13)
+
+
 def state_of(page, *names):
     return page.evaluate("(names) => Object.fromEntries(names.map((name) => [name, model.get(name)]))", list(names))
 
@@ -123,12 +147,49 @@ RESCUE_CONTROLS = [
     ("button", "Play"),
     ("checkbox", "Show as table"),
 ]
+ROOF_CONTROLS = [
+    ("combobox", "Device"),
+    ("combobox", "Model"),
+    ("combobox", "Pass"),
+    ("combobox", "Dtype"),
+    ("combobox", "Skew"),
+    ("slider", "Tokens"),
+    ("slider", "Experts"),
+    ("slider", "Top-k"),
+    ("checkbox", "Show as table"),
+]
+ACCOUNT_CONTROLS = [
+    ("combobox", "Model"),
+    ("combobox", "For"),
+    ("combobox", "Weights in"),
+    ("slider", "Context"),
+    ("combobox", "Embeddings"),
+    ("button", "Reset"),
+    ("checkbox", "Show as table"),
+    ("group", "Sizes of the custom model"),
+    ("slider", "Layers"),
+    ("slider", "d_model"),
+    ("slider", "Heads"),
+    ("slider", "KV heads"),
+    ("slider", "d_expert"),
+    ("slider", "Experts"),
+    ("slider", "Top-k"),
+    ("slider", "Shared experts"),
+    ("slider", "Vocabulary"),
+]
 READING_CONTROLS = [("textbox", "Text to read"), ("combobox", "Layer"), ("combobox", "Choice")]
 
 
 @pytest.mark.parametrize(
     ("make", "controls"),
-    [(batch, BATCH_CONTROLS), (reading, READING_CONTROLS), (bins, BINS_CONTROLS), (rescue, RESCUE_CONTROLS)],
+    [
+        (batch, BATCH_CONTROLS),
+        (reading, READING_CONTROLS),
+        (bins, BINS_CONTROLS),
+        (rescue, RESCUE_CONTROLS),
+        (roof, ROOF_CONTROLS),
+        (account, ACCOUNT_CONTROLS),
+    ],
 )
 def test_every_control_has_a_name(page, mount, make, controls):
     mount(make())
@@ -141,7 +202,18 @@ def test_every_control_has_a_name(page, mount, make, controls):
 
 
 def test_the_sentence_is_pythons(page, mount):
-    for widget in (batch(), batch(64), reading(), reading(64), bins(), bins(16), rescue(), rescue(16)):
+    for widget in (
+        batch(),
+        batch(64),
+        reading(),
+        reading(64),
+        bins(),
+        bins(16),
+        rescue(),
+        rescue(16),
+        account(),
+        account(16),
+    ):
         mount(widget)
         expect_summary(page, widget.summary())
 
@@ -149,7 +221,21 @@ def test_the_sentence_is_pythons(page, mount):
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize(
     ("make", "num_experts"),
-    [(batch, 8), (batch, 64), (reading, 8), (reading, 64), (bins, 4), (bins, 16), (rescue, 4), (rescue, 64)],
+    [
+        (batch, 8),
+        (batch, 64),
+        (reading, 8),
+        (reading, 64),
+        (bins, 4),
+        (bins, 16),
+        (rescue, 4),
+        (rescue, 64),
+        (roof, 4),
+        (roof, 512),
+        (account, 8),
+        (account, 16),
+        (published_account, 8),
+    ],
 )
 def test_text_reads_on_any_background_and_fits(page, mount, make, num_experts, dark):
     page.set_viewport_size({"width": 500, "height": 800})
@@ -159,7 +245,7 @@ def test_text_reads_on_any_background_and_fits(page, mount, make, num_experts, d
     assert page.evaluate("document.documentElement.scrollWidth") <= 500
 
 
-@pytest.mark.parametrize("make", [batch, reading, bins, rescue])
+@pytest.mark.parametrize("make", [batch, reading, bins, rescue, roof, account])
 def test_cleanup_leaves_nothing(page, mount, make):
     mount(make())
     assert page.evaluate("model.count()") > 5
@@ -566,3 +652,257 @@ def test_two_of_them_keep_their_patterns_apart(page, mount):
     assert len(ids) == len(set(ids)) == 16
     fills = page.evaluate("[...box.querySelectorAll('.band')].map((band) => band.getAttribute('fill').slice(5, -1))")
     assert fills == ids
+
+
+ROOF_SIZES = ("d_model", "d_expert", "num_experts", "top_k")
+
+
+def test_roof_by_keyboard(page, mount):
+    widget = roof()
+    mount(widget)
+    for key, tokens in (("ArrowRight", 1024), ("ArrowLeft", 512), ("End", 2**20), ("Home", 1), ("ArrowRight", 2)):
+        page.get_by_role("slider", name="Tokens").press(key)
+        widget.tokens = tokens
+        expect_summary(page, widget.summary())
+        assert state_of(page, "tokens") == {"tokens": tokens}
+    assert page.get_by_role("slider", name="Tokens").get_attribute("aria-valuetext") == "2"
+    page.get_by_role("slider", name="Experts").press("ArrowRight")
+    widget.num_experts = 16
+    expect_summary(page, widget.summary())
+    assert state_of(page, "model", *ROOF_SIZES) == {
+        "model": "custom", "d_model": 4096, "d_expert": 14336, "num_experts": 16, "top_k": 2
+    }  # fmt: skip
+    page.get_by_role("slider", name="Top-k").press("End")
+    assert state_of(page, "top_k") == {"top_k": 16}
+    page.get_by_role("slider", name="Experts").press("Home")
+    assert state_of(page, "num_experts", "top_k") == {"num_experts": 1, "top_k": 1}
+    widget.num_experts = 1
+    expect_summary(page, widget.summary())
+    assert page.get_by_role("slider", name="Top-k").get_attribute("max") == "1"
+
+
+def test_roof_choices_fit_together(page, mount):
+    widget = roof()
+    mount(widget)
+    for label, name, value in (
+        ("Model", "model", "DeepSeek-V3"),
+        ("Pass", "direction", "training"),
+        ("Skew", "skew", 7.0),
+        ("Dtype", "dtype", "float32"),
+        ("Device", "device", DESK.name),
+        ("Model", "model", "OLMoE-1B-7B"),
+    ):
+        choice = "7" if name == "skew" else value
+        page.get_by_role("combobox", name=label).select_option(choice)
+        setattr(widget, name, value)
+        expect_summary(page, widget.summary())
+        assert state_of(page, name, *ROOF_SIZES) == {one: getattr(widget, one) for one in (name, *ROOF_SIZES)}
+    page.get_by_role("combobox", name="Device").select_option("H200")
+    page.get_by_role("combobox", name="Dtype").select_option("bfloat16")
+    page.get_by_role("combobox", name="Device").select_option("T4")  # which has none
+    assert state_of(page, "dtype") == {"dtype": "float16"}
+    widget.device, widget.dtype = "T4", "float16"
+    expect_summary(page, widget.summary())
+    groups = page.get_by_role("combobox", name="Device").locator("optgroup")
+    assert [groups.nth(number).get_attribute("label") for number in range(groups.count())] == ["measured", "data sheet"]
+    assert page.locator(".source").inner_text() == f"Ceilings of T4, data sheet: {DEVICES['T4'].source}."
+
+
+MARKS = """() => Object.fromEntries(["experts", "dense", "one"].map((kind) => {
+    const places = [...box.querySelectorAll(`.roof .mark.${kind}`)].map((mark) => mark.getAttribute("transform"));
+    return [kind, places.map((place) => place.match(/[0-9.]+/g).map(Number))];
+}))"""
+
+
+def place_on_roof(intensity, flops_per_s):
+    """Where a mark belongs: six decades of FLOP/byte from 0.1 on, five decades of FLOP/s from 1e11 on for an H200."""
+    x = 62 + 628 * (math.log10(intensity) + 1) / 6
+    return [x, 350 - 336 * (math.log10(flops_per_s) - 11) / 5]
+
+
+def test_roof_draws_what_python_counts(page, mount):
+    widget = roof(tokens=1024, skew=2.5)
+    mount(widget)
+    marks = page.evaluate(MARKS)
+    for kind, shape in (("experts", widget.shape), ("dense", widget.shape.dense)):
+        intensity, bound, _ = widget.bound(shape)
+        assert marks[kind] == [pytest.approx(place_on_roof(intensity, bound.flops_per_s), abs=0.06)]
+    assert len(marks["one"]) == 8 and 0 < widget.by_memory() < 8
+    ridge = 62 + 628 * (math.log10(DEVICES["H200"].ridge("bfloat16")) + 1) / 6
+    assert sum(x < ridge for x, _ in marks["one"]) == widget.by_memory()
+    name = page.locator(".roof svg").get_attribute("aria-label")
+    assert name.startswith("Roofline of H200, bfloat16, ridge at 206 FLOP/byte; experts at ")
+    assert name.endswith(f"each expert alone, {widget.by_memory()} of 8 limited by memory")
+    page.get_by_role("combobox", name="Skew").select_option("even")
+    page.wait_for_function("!box.querySelector('.roof .mark.one')")
+
+
+ROOF_ENDS = [(512, 1, 1, "forward"), (512, 1, 1, "training"), (512, 1, 4096, "forward"), (8, 2, 2**20, "forward")]
+
+
+@pytest.mark.parametrize("device", [DESK.name, *DEVICES])
+@pytest.mark.parametrize(("num_experts", "top_k", "tokens", "direction"), ROOF_ENDS)
+def test_roof_keeps_its_marks_and_words_inside(page, mount, device, num_experts, top_k, tokens, direction):
+    mount(roof(num_experts, device, top_k=top_k, tokens=tokens, direction=direction))
+    outside = page.evaluate("""() => [...box.querySelectorAll(".roof text, .roof .mark > :is(circle, rect)")]
+        .filter((node) => {
+            const [one, all] = [node, node.ownerSVGElement].map((some) => some.getBoundingClientRect());
+            return one.left < all.left || one.right > all.right || one.top < all.top || one.bottom > all.bottom;
+        }).map((node) => node.outerHTML)""")
+    assert outside == []
+
+
+def test_roof_as_a_table(page, mount):
+    widget = roof(skew=7, tokens=64)
+    mount(widget)
+    assert not page.get_by_role("table", name="Layers").is_visible()
+    page.get_by_label("Show as table").check()
+    rows = page.get_by_role("table", name="Layers").get_by_role("row").all_inner_texts()
+    for row, shape in zip(rows[1:], (widget.shape, widget.shape.dense), strict=True):
+        intensity, bound, start = widget.bound(shape)
+        cells = row.split("\t")
+        assert cells[3:5] == [f"{three_digits(intensity)} FLOP/byte", bound.limit]
+        assert cells[5:] == [say_rate(bound.flops_per_s), say_time(bound.time_ms), f"{start:,} tokens"]
+    ceilings = page.get_by_role("table", name="Ceilings").get_by_role("row").all_inner_texts()
+    assert ceilings[1].split("\t")[:2] == ["Memory", "4.8 TB/s"]
+    assert ceilings[2].split("\t") == ["bfloat16", "989 TFLOP/s", "206 FLOP/byte"]
+    assert page.get_by_role("table", name="Each expert alone").get_by_role("row").count() == 9
+    assert not page.locator(".picture").is_visible()
+
+
+def test_account_by_keyboard(page, mount):
+    widget = account()
+    mount(widget)
+    for name, key, trait, value in (
+        ("Experts", "ArrowRight", "num_experts", 12),
+        ("Top-k", "End", "top_k", 12),
+        ("Shared experts", "ArrowRight", "num_shared", 1),
+        ("KV heads", "End", "kv_heads", 32),
+        ("Layers", "ArrowLeft", "num_layers", 31),
+        ("d_model", "PageUp", "d_model", None),
+        ("d_expert", "Home", "d_expert", 128),
+        ("Vocabulary", "End", "vocab_size", 262144),
+        ("Context", "End", "context", 2**20),
+    ):
+        slider = page.get_by_role("slider", name=name, exact=True)
+        slider.press(key)
+        found = state_of(page, trait)[trait]
+        assert value is None or found == value
+        setattr(widget, trait, found)
+        expect_summary(page, widget.summary())
+        assert slider.get_attribute("aria-valuetext") == f"{found:,}"
+    assert widget.d_model != 4096
+    page.get_by_role("slider", name="Heads", exact=True).press("Home")
+    page.get_by_role("slider", name="Experts", exact=True).press("Home")
+    widget.heads, widget.num_experts = 1, 1
+    expect_summary(page, widget.summary())
+    assert state_of(page, "kv_heads", "top_k") == {"kv_heads": 1, "top_k": 1}
+    assert page.get_by_role("slider", name="Top-k").get_attribute("max") == "0"
+    page.get_by_role("button", name="Reset").press("Enter")
+    expect_summary(page, Accountant("custom", models=[]).summary())
+    assert page.evaluate("model.saved") == 12
+
+
+def test_account_chooses_models_and_settings(page, mount):
+    widget = account()
+    mount(widget)
+    page.get_by_role("combobox", name="Model").select_option("DeepSeek-V3")
+    widget.model = "deepseek-v3"
+    expect_summary(page, widget.summary())
+    assert page.locator("fieldset").is_hidden(), "a published model has no sliders"
+    choices = (
+        ("Weights in", "dtype", "MXFP4 experts, rest bfloat16", "mxfp4"),
+        ("Embeddings", "embeddings", "both count", "both"),
+        ("For", "mode", "Training", "training"),
+    )
+    for name, trait, words, value in choices:
+        before = page.locator(".summary").inner_text()
+        page.get_by_role("combobox", name=name).select_option(words)
+        setattr(widget, trait, value)
+        expect_summary(page, widget.summary())
+        assert page.locator(".summary").inner_text() != before
+    assert page.get_by_role("combobox", name="Weights in").is_disabled(), "training has its own dtypes"
+    page.get_by_role("button", name="Reset").click()
+    names = ("model", "dtype", "embeddings", "mode")
+    assert state_of(page, *names) == dict(
+        zip(names, ("deepseek-v3", "bfloat16", "published", "inference"), strict=True)
+    )
+    expect_summary(page, Accountant("deepseek-v3").summary())
+
+
+PARTS = """() => [...box.querySelectorAll(".bars svg[role]")].map((svg) => ({
+    track: svg.querySelector(".track").getBBox(), mark: svg.querySelector(".mark path")?.getBBox().x,
+    parts: Object.fromEntries([...svg.querySelectorAll(".part")].map((path) =>
+        [path.dataset.part, [path.getBBox().x, path.getBBox().width]])),
+})).map(({ track, mark, parts }) => ({ from: track.x, long: track.width, mark, parts }))"""
+
+
+def test_account_draws_what_python_counts(page, mount):
+    widget = published_account()
+    mount(widget)
+    found, bars = widget.tally(), page.evaluate(PARTS)
+    totals = ("total_params", "active_params", "flops_per_token", "total_bytes")
+    scales = []
+    for bar, drawn, total in zip(("params", "active", "flops", "bytes"), bars, totals, strict=True):
+        assert list(drawn["parts"]) == list(found[bar])
+        scales.append(sum(width for _, width in drawn["parts"].values()) / found[total])
+        at = drawn["from"]
+        for part, number in found[bar].items():
+            start, width = drawn["parts"][part]
+            assert (start, width) == pytest.approx((at, number * scales[-1]), abs=0.1)
+            at += width
+        assert 0.6 * drawn["long"] < at - drawn["from"] < drawn["long"] or bar == "active"
+    assert scales[0] == pytest.approx(scales[1], rel=1e-2), "stored and used share a scale"
+    one = published("llama-4-maverick")
+    for drawn, number in zip(bars, (one.total_params, one.active_params), strict=False):
+        assert drawn["mark"] + 4 == pytest.approx(drawn["from"] + number * scales[0], abs=0.6)  # its cap is 8 wide
+    assert [bar["mark"] for bar in bars[2:]] == [None, None]
+
+
+def test_account_names_its_bars_and_the_whole_models(page, mount):
+    mount(Accountant("mixtral-8x7b"))
+    names = page.evaluate("[...box.querySelectorAll('.bars svg[role]')].map((svg) => svg.ariaLabel)")
+    assert names[0].startswith("Stored, 46.7 B, embedding 131 M, attention 1.34 B, router 1.05 M, experts 45.1 B")
+    assert names[0].endswith("8 whole models 57.9 B, published 46.7 B, 0.01 % off")
+    assert names[1].startswith("A token uses, 12.9 B, 28 %, ") and "experts 11.3 B" in names[1]
+    assert "router 0.01 %" in names[2] and names[3].startswith("Bytes, 87.5 GiB, experts 84 GiB")
+    assert page.locator(".ghost").count() == 1
+    page.evaluate("model.set('model', 'deepseek-v3')")
+    page.wait_for_function("box.querySelectorAll('.ghost').length === 0")  # 256 models would be far off
+
+
+def test_account_draws_as_wide_as_its_place(page, mount):
+    mount(account())
+    width = "box.querySelector('.bars svg[role]').getBoundingClientRect().width"
+    assert page.evaluate(width) > 800
+    page.set_viewport_size({"width": 600, "height": 900})
+    page.wait_for_function(f"{width} < 600")
+    labels = "[...box.querySelectorAll('.bars svg[role]')].map((svg) => svg.querySelectorAll('.label').length / 2)"
+    assert page.evaluate(labels) == [7, 6, 5, 3]  # the first has one for the whole models
+    overlaps = """[...box.querySelectorAll(".bars svg[role]")].flatMap((svg) => {
+        const boxes = [...svg.querySelectorAll(".label")].map((text) => text.getBBox());
+        return boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) =>
+            Math.abs(a.y - b.y) < 5 && a.x < b.x + b.width && b.x < a.x + a.width));
+    }).length"""
+    assert page.evaluate(overlaps) == 0
+
+
+def test_account_as_a_table(page, mount):
+    widget = published_account()
+    mount(widget)
+    assert not page.get_by_role("table", name="Parts").is_visible()
+    page.get_by_label("Show as table").check()
+    found, bars = widget.tally(), ("params", "active", "flops")
+    rows = page.get_by_role("table", name="Parts").get_by_role("row").all_inner_texts()
+    parts = {row.split("\t")[0]: row.split("\t")[1:] for row in rows[1:]}
+    words = {"shared_experts": "shared experts", "dense_mlp": "dense MLP"}
+    wanted = {part for bar in bars for part in found[bar]}
+    assert parts == {words.get(part, part): [f"{found[bar].get(part, 0):,}" for bar in bars] for part in wanted} | {
+        "together": [f"{found[key]:,}" for key in ("total_params", "active_params", "flops_per_token")]
+    }
+    rows = page.get_by_role("table", name="Bytes").get_by_role("row").all_inner_texts()[1:]
+    numbers = [*found["bytes"].values(), found["total_bytes"]]
+    assert [row.split("\t")[1] for row in rows] == [f"{number:,}" for number in numbers]
+    off = page.get_by_role("table", name="Published").get_by_role("row").all_inner_texts()[1:]
+    assert [row.split("\t")[1] for row in off] == ["400,000,000,000", "17,000,000,000"]
+    assert not page.locator(".picture").is_visible()

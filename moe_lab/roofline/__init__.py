@@ -1,0 +1,63 @@
+"""The roofline of an MoE layer: what a device allows at best, by how often each byte that must move is used."""
+
+from moe_lab.roofline.ceilings import (
+    TOLERANCES,
+    Ceiling,
+    measure_ceilings,
+    measure_copies,
+    measure_products,
+)
+from moe_lab.roofline.devices import (
+    BYTES,
+    DEVICES,
+    KINDS,
+    RECORDS,
+    Device,
+    best_rates,
+    check_dtype,
+    measured_device,
+    measured_devices,
+)
+from moe_lab.roofline.experts import (
+    DIRECTIONS,
+    SHAPES,
+    Bound,
+    Cost,
+    LayerShape,
+    attainable,
+    compute_bound_from,
+    each_expert,
+    expert_cost,
+    experts_hit,
+    popularity,
+    tokens_per_expert,
+)
+
+__all__ = [
+    "BYTES",
+    "DEVICES",
+    "DIRECTIONS",
+    "KINDS",
+    "RECORDS",
+    "SHAPES",
+    "TOLERANCES",
+    "Bound",
+    "Ceiling",
+    "Cost",
+    "Device",
+    "LayerShape",
+    "attainable",
+    "best_rates",
+    "check_dtype",
+    "compute_bound_from",
+    "each_expert",
+    "expert_cost",
+    "experts_hit",
+    "measure_ceilings",
+    "measure_copies",
+    "measure_products",
+    "measured_device",
+    "measured_devices",
+    "popularity",
+    "tokens_per_expert",
+]
