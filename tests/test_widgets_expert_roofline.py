@@ -81,7 +81,7 @@ def test_measured_machines_come_first(monkeypatch):
 
 
 def test_without_a_record_the_data_sheets_are_left(monkeypatch, tmp_path):
-    monkeypatch.setattr(roofline, "RECORDS", tmp_path)
+    monkeypatch.setattr(roofline.devices, "RECORDS", tmp_path)
     assert ExpertRoofline().device == "H200"
 
 

@@ -93,7 +93,8 @@ def test_lesson_00_from_a_readers_chair(lab, page):
     assert re.search(r"busiest expert \d+ takes \d+ of 12 ", sentence.inner_text())
     one_layer = sentence.inner_text()
     widget.get_by_role("combobox", name="Layer").select_option("3")
-    assert sentence.inner_text().startswith("Layer 3,") and sentence.inner_text() != one_layer
+    page.wait_for_function("document.querySelector('.text-view .summary').innerText.startsWith('Layer 3,')")
+    assert ": 12 bytes" in sentence.inner_text() and sentence.inner_text() != one_layer
 
     # to its end: every cell ran, in order, none with an error; read from the file that JupyterLab saves
     deadline = time.monotonic() + RUN_S / 1000
