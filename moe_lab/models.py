@@ -10,7 +10,8 @@ from moe_lab.checks import check_whole
 
 MODELS = Path(__file__).parents[1] / "data" / "models"
 FIGURES = ("total_params", "active_params", "flops_per_sequence")
-EMBEDDINGS = ("both", "output", "none")
+EMBEDDINGS = {"both": ("embedding", "output"), "output": ("output",), "none": ()}
+"""What of the embeddings counts as active: input and output, the output projection only, or neither."""
 FIELDS = (
     "name",
     "config",
@@ -122,7 +123,7 @@ def read_published(path: Path) -> Published:
     for field, figure in figures.items():
         _check_positive(path, f"published.{field}", figure)
         _check_positive(path, f"precision.{field}", values["precision"][field], high=figure)
-    allowed = EMBEDDINGS if "active_params" in figures else (None,)
+    allowed = (*EMBEDDINGS,) if "active_params" in figures else (None,)
     _refuse_unless(embeddings in allowed, path, "embeddings", " or ".join(map(repr, allowed)), embeddings)
     _check_sequence(path, values["sequence"], "flops_per_sequence" in figures)
     for field, reason in values["discrepancies"].items():

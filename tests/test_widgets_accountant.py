@@ -5,8 +5,8 @@ import json
 import pytest
 import traitlets
 
-from moe_lab.accounting.counts import EMBEDDINGS, count
-from moe_lab.models import published
+from moe_lab.accounting.counts import count
+from moe_lab.models import EMBEDDINGS, published
 from moe_lab.widgets import Accountant
 from moe_lab.widgets.accountant import (
     CONTEXTS,

@@ -11,9 +11,7 @@ from moe_lab.accounting.parts import COMPONENTS, Architecture, Attention, State
 from moe_lab.accounting.precision import bits_of
 from moe_lab.accounting.reading import read_config
 from moe_lab.checks import check_whole
-
-EMBEDDINGS = {"both": ("embedding", "output"), "output": ("output",), "none": ()}
-"""What of the embeddings counts as active: input and output, the output projection only, or neither."""
+from moe_lab.models import EMBEDDINGS
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ import random
 import torch
 
 from moe_lab.accounting.counter import flop_counter
-from moe_lab.accounting.counts import EMBEDDINGS, count
+from moe_lab.accounting.counts import count
 from moe_lab.accounting.layer import PassFlops, layer_flops, router_flops
 from moe_lab.exercises import Exercise, Property
 from moe_lab.layers import MoE
-from moe_lab.models import published
+from moe_lab.models import EMBEDDINGS, published
 
 # ---------------------------------------------------------------- 05.1: active parameters
 

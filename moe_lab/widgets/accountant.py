@@ -7,11 +7,11 @@ from pathlib import Path
 import anywidget
 import traitlets
 
-from moe_lab.accounting.counts import EMBEDDINGS, Counts, count
+from moe_lab.accounting.counts import Counts, count
 from moe_lab.accounting.parts import COMPONENTS, Attention
 from moe_lab.accounting.precision import bits_of
 from moe_lab.checks import check_whole
-from moe_lab.models import Published, published
+from moe_lab.models import EMBEDDINGS, Published, published
 
 CUSTOM = "custom"
 MODELS = (

@@ -1,32 +1,19 @@
 """DeepSeek's: latent attention, a few dense layers first, then many small experts beside shared ones."""
 
-from moe_lab.accounting.blocks import latent_attention, mlp, norm, routed_experts
+from moe_lab.accounting.blocks import mlp, norm, routed_experts
 from moe_lab.accounting.families.registry import (
     decoder,
     family,
     num_layers,
     pre_norms,
     read_experts,
+    read_latent_attention,
     read_shared_experts,
     read_sparse,
 )
 from moe_lab.accounting.families.vision import text_only
 from moe_lab.accounting.fields import Fields
-from moe_lab.accounting.parts import Architecture, Part
-
-
-def read_latent_attention(fields: Fields) -> list[Part]:
-    """Latent attention from the fields that DeepSeek-V2 introduced."""
-    return latent_attention(
-        fields.size("hidden_size"),
-        fields.size("num_attention_heads"),
-        query_rank=fields.size("q_lora_rank", null=None),
-        latent_rank=fields.size("kv_lora_rank"),
-        nope_dim=fields.size("qk_nope_head_dim"),
-        rope_dim=fields.size("qk_rope_head_dim"),
-        value_dim=fields.size("v_head_dim"),
-        bias=fields.flag("attention_bias", False),
-    )
+from moe_lab.accounting.parts import Architecture
 
 
 @family("deepseek_v2", "deepseek_v3", "kimi_k2", "mistral4")

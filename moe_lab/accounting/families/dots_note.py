@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from moe_lab.accounting.blocks import latent_attention, linear, mlp, norm, routed_experts
+from moe_lab.accounting.blocks import linear, mlp, norm, routed_experts
 from moe_lab.accounting.families.registry import (
     decoder,
     family,
@@ -11,6 +11,7 @@ from moe_lab.accounting.families.registry import (
     num_layers,
     pre_norms,
     read_experts,
+    read_latent_attention,
     read_sparse,
 )
 from moe_lab.accounting.families.shared_choice import CACHE
@@ -52,19 +53,10 @@ def layer_fields(fields: Fields, number: int, kind: str) -> Fields:
 
 def dots_attention(fields: Fields, kind: str) -> list[Part]:
     """Latent attention with a gate for each head and a norm for the rotary key; chosen tokens, a window, or all."""
-    d_model, heads, rank = fields.size("hidden_size"), fields.size("num_attention_heads"), fields.size("q_lora_rank")
+    d_model, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     fields.choice("num_key_value_heads", (heads,), null=heads)
-    latent = latent_attention(
-        d_model,
-        heads,
-        query_rank=rank,
-        latent_rank=fields.size("kv_lora_rank"),
-        nope_dim=fields.size("qk_nope_head_dim"),
-        rope_dim=fields.size("qk_rope_head_dim"),
-        value_dim=fields.size("v_head_dim"),
-        bias=fields.flag("attention_bias", False),
-        chosen=fields.size("index_topk") if kind == "indexed_attention" else None,
-    )
+    chosen = fields.size("index_topk") if kind == "indexed_attention" else None
+    latent = read_latent_attention(fields, query_rank=fields.size("q_lora_rank"), chosen=chosen)
     window = fields.size("sliding_window", "sliding_window_size") if kind == "sliding_attention" else None
     return [
         *(replace(part, window=window) if isinstance(part, Attention) else part for part in latent),

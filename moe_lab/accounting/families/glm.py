@@ -1,7 +1,6 @@
 """GLM's, and Solar Open, which is built like them: shared experts beside the routed ones, the first layers dense."""
 
 from moe_lab.accounting.blocks import mlp, routed_experts
-from moe_lab.accounting.families.deepseek import read_latent_attention
 from moe_lab.accounting.families.registry import (
     decoder,
     family,
@@ -9,6 +8,7 @@ from moe_lab.accounting.families.registry import (
     pre_norms,
     read_attention,
     read_experts,
+    read_latent_attention,
     read_shared_experts,
     read_sparse,
 )

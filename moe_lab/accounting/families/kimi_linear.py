@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from moe_lab.accounting.blocks import latent_attention, linear, mlp, routed_experts
+from moe_lab.accounting.blocks import linear, mlp, routed_experts
 from moe_lab.accounting.families.mamba import SCAN
 from moe_lab.accounting.families.registry import (
     decoder,
@@ -11,6 +11,7 @@ from moe_lab.accounting.families.registry import (
     num_layers,
     pre_norms,
     read_experts,
+    read_latent_attention,
     read_shared_experts,
     read_sparse,
 )
@@ -94,16 +95,7 @@ def delta_attention(fields: Fields) -> list[Part]:
 def _latent_attention(fields: Fields, query_rank: int | None) -> list[Part]:
     heads = fields.size("num_attention_heads")
     fields.choice("num_key_value_heads", (heads,), null=heads)
-    return latent_attention(
-        fields.size("hidden_size"),
-        heads,
-        query_rank=query_rank,
-        latent_rank=fields.size("kv_lora_rank"),
-        nope_dim=fields.size("qk_nope_head_dim"),
-        rope_dim=fields.size("qk_rope_head_dim"),
-        value_dim=fields.size("v_head_dim"),
-        bias=fields.flag("attention_bias", False),
-    )
+    return read_latent_attention(fields, query_rank=query_rank)
 
 
 def _after_dense(fields: Fields, kinds: Sequence[str], mixers: dict[str, list[Part]]) -> Architecture:

@@ -1,8 +1,7 @@
 """LongCat-Flash: two attentions and two dense networks a layer, and experts beside them, some of which do nothing."""
 
 from moe_lab.accounting.blocks import linear, mlp, norm
-from moe_lab.accounting.families.deepseek import read_latent_attention
-from moe_lab.accounting.families.registry import decoder, family, num_layers
+from moe_lab.accounting.families.registry import decoder, family, num_layers, read_latent_attention
 from moe_lab.accounting.fields import Fields
 from moe_lab.accounting.parts import Architecture
 

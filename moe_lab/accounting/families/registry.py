@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from moe_lab.accounting.blocks import embedding, grouped_query_attention, mlp, norm, output
+from moe_lab.accounting.blocks import embedding, grouped_query_attention, latent_attention, mlp, norm, output
 from moe_lab.accounting.fields import REQUIRED, Fields
 from moe_lab.accounting.parts import Architecture, Part
 from moe_lab.checks import check_whole
@@ -137,6 +137,26 @@ def read_shared_experts(fields: Fields, name: str, *, bias: bool = False, low: i
     shared = fields.size(name, low=low)
     hidden = shared * fields.size("moe_intermediate_size")
     return mlp("shared_experts", fields.size("hidden_size"), hidden, bias=bias) if shared else []
+
+
+def read_latent_attention(
+    fields: Fields, *, query_rank: object = REQUIRED, rope_dim: int | None = None, chosen: int | None = None
+) -> list[Part]:
+    """Latent attention from the fields that DeepSeek-V2 introduced.
+
+    ``query_rank`` and ``rope_dim`` are for families that read these two in another way.
+    """
+    return latent_attention(
+        fields.size("hidden_size"),
+        fields.size("num_attention_heads"),
+        query_rank=fields.size("q_lora_rank", null=None) if query_rank is REQUIRED else query_rank,
+        latent_rank=fields.size("kv_lora_rank"),
+        nope_dim=fields.size("qk_nope_head_dim"),
+        rope_dim=fields.size("qk_rope_head_dim") if rope_dim is None else rope_dim,
+        value_dim=fields.size("v_head_dim"),
+        bias=fields.flag("attention_bias", False),
+        chosen=chosen,
+    )
 
 
 def pre_norms(fields: Fields, *, bias: bool = False) -> list[Part]:

@@ -1,6 +1,6 @@
 """Latent attention to chosen tokens in the newer mixtures: choices shared by layers, streams, gates, pooled keys."""
 
-from moe_lab.accounting.blocks import latent_attention, linear, mlp, norm, routed_experts
+from moe_lab.accounting.blocks import linear, mlp, norm, routed_experts
 from moe_lab.accounting.families.deepseek_v4 import hyper_connections
 from moe_lab.accounting.families.kimi_linear import delta_attention
 from moe_lab.accounting.families.mamba import SCAN
@@ -11,6 +11,7 @@ from moe_lab.accounting.families.registry import (
     num_layers,
     pre_norms,
     read_experts,
+    read_latent_attention,
     read_shared_experts,
     read_sparse,
 )
@@ -101,15 +102,10 @@ def glm5_next(fields: Fields) -> Architecture:
         raise ValueError(f"index_kpool must divide index_topk={budget}, got {pool}")
     fields.choice("num_key_value_heads", (heads,), null=heads)
     tail = pool - 1 if fields.flag("index_kpool_always_select_tail", True) else 0
-    latent = latent_attention(
-        d_model,
-        heads,
+    latent = read_latent_attention(
+        fields,
         query_rank=fields.size("q_lora_rank"),
-        latent_rank=fields.size("kv_lora_rank"),
-        nope_dim=fields.size("qk_nope_head_dim"),
         rope_dim=fields.size("qk_rope_head_dim", default=0, low=0, high=0),
-        value_dim=fields.size("v_head_dim"),
-        bias=fields.flag("attention_bias", False),
         chosen=budget + tail,
     )
     delta, index, networks = delta_attention(fields), pooled_indexer(fields), feed_forward(fields, experts)

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from moe_lab.accounting.blocks import latent_attention, linear, mlp, norm, routed_experts
+from moe_lab.accounting.blocks import linear, mlp, norm, routed_experts
 from moe_lab.accounting.families.registry import (
     decoder,
     family,
     num_layers,
     read_experts,
+    read_latent_attention,
     read_shared_experts,
     read_sparse,
 )
@@ -34,17 +35,7 @@ def indexer(fields: Fields) -> list[Part]:
 
 def sparse_latent_attention(fields: Fields) -> list[Part]:
     """DeepSeek's latent attention to the index_topk best tokens."""
-    return latent_attention(
-        fields.size("hidden_size"),
-        fields.size("num_attention_heads"),
-        query_rank=fields.size("q_lora_rank"),
-        latent_rank=fields.size("kv_lora_rank"),
-        nope_dim=fields.size("qk_nope_head_dim"),
-        rope_dim=fields.size("qk_rope_head_dim"),
-        value_dim=fields.size("v_head_dim"),
-        bias=fields.flag("attention_bias", False),
-        chosen=fields.size("index_topk"),
-    )
+    return read_latent_attention(fields, query_rank=fields.size("q_lora_rank"), chosen=fields.size("index_topk"))
 
 
 def gated_latent_attention(fields: Fields) -> list[Part]:

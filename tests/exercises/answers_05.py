@@ -1,12 +1,10 @@
-"""Lesson 05's exercises: right answers pass, and every wrong one here is refused with a reason."""
+"""Answers to the exercises of lesson 05: right ones, and wrong ones that must be refused with a reason."""
 
 import math
 
-import pytest
 import torch
 
 import moe_lab as ml
-from moe_lab.exercises.lesson_05 import EXERCISES
 
 ARGUMENTS = {
     "05.1": "config",
@@ -218,58 +216,4 @@ WRONG = {
     },
 }
 
-
-@pytest.mark.parametrize("exercise_id", sorted(RIGHT))
-@pytest.mark.parametrize("answers", [RIGHT, ALSO_RIGHT], ids=["right", "differently written"])
-def test_a_right_answer_passes(exercise_id, answers):
-    exercise = EXERCISES[exercise_id]
-    outcome = exercise.examine(answers[exercise_id])
-    assert outcome.solved, outcome.says
-    assert len(exercise.properties) >= 5 and len(exercise.hints) == 3
-
-
-@pytest.mark.parametrize(("exercise_id", "mistake"), [(key, name) for key in sorted(WRONG) for name in WRONG[key]])
-def test_a_wrong_answer_is_refused_with_a_reason(exercise_id, mistake):
-    outcome = EXERCISES[exercise_id].examine(WRONG[exercise_id][mistake])
-    assert not outcome.solved
-    assert "First failing" in outcome.says
-    assert len(outcome.says) < 500, outcome.says
-
-
-def test_every_property_refuses_something():
-    """A property that nothing fails is decoration."""
-    for exercise_id, exercise in EXERCISES.items():
-        for name, holds in exercise.properties.items():
-            assert any(refuses(holds, wrong) for wrong in WRONG[exercise_id].values()), f"{exercise_id}: {name}"
-
-
-def refuses(holds, answer):
-    try:
-        return holds(answer) is not None
-    except Exception:
-        return True
-
-
-@pytest.mark.parametrize("exercise_id", sorted(RIGHT))
-def test_an_untouched_stub_is_not_attempted(exercise_id):
-    def stub(*_):
-        raise NotImplementedError
-
-    assert EXERCISES[exercise_id].examine(stub).says == "not attempted yet."
-
-
-@pytest.mark.parametrize("exercise_id", sorted(ARGUMENTS))
-def test_the_last_hint_is_a_solution(exercise_id):
-    namespace = {"ml": ml}
-    exec(f"def answer({ARGUMENTS[exercise_id]}): {EXERCISES[exercise_id].hints[-1]}", namespace)
-    outcome = EXERCISES[exercise_id].examine(namespace["answer"])
-    assert outcome.solved, outcome.says
-
-
-def test_the_examples_in_the_lesson_are_right():
-    tiny = {"vocab_size": 10, "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1}
-    tiny |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 2, "tie_word_embeddings": False}
-    assert active(tiny | {"num_local_experts": 3, "num_experts_per_tok": 1}) == 240
-    assert step(10, 4, 8, 8, 2, 0, False) == (4480, 8960) and step(10, 4, 8, 8, 2, 0, True) == (4480, 8320)
-    assert conventions(ml.published("gpt-oss-120b").config, 5_130_000_000, 10_000_000) == ["output"]
-    assert round(utilisation(ml.published("mixtral-8x7b").config, 4096, 9, 8, 989.4e12), 3) == 0.371
+HINT_NAMES = {"ml": ml}

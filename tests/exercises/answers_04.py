@@ -1,12 +1,9 @@
-"""Lesson 04's exercises: right answers pass, and every wrong one here is refused with a reason."""
+"""Answers to the exercises of lesson 04: right ones, and wrong ones that must be refused with a reason."""
 
 import math
 
 import numpy as np
-import pytest
 import torch
-
-from moe_lab.exercises.lesson_04 import EXERCISES
 
 INF = float("inf")
 
@@ -206,57 +203,10 @@ WRONG = {
     },
 }
 
-
-@pytest.mark.parametrize("exercise_id", sorted(RIGHT))
-@pytest.mark.parametrize("answers", [RIGHT, ALSO_RIGHT], ids=["right", "differently written"])
-def test_a_right_answer_passes(exercise_id, answers):
-    exercise = EXERCISES[exercise_id]
-    outcome = exercise.examine(answers[exercise_id])
-    assert outcome.solved, outcome.says
-    assert len(exercise.properties) >= 5 and len(exercise.hints) == 3
-
-
-@pytest.mark.parametrize(("exercise_id", "slip"), [(key, slip) for key in sorted(WRONG) for slip in WRONG[key]])
-def test_a_wrong_answer_is_refused_with_a_reason(exercise_id, slip):
-    outcome = EXERCISES[exercise_id].examine(WRONG[exercise_id][slip])
-    assert not outcome.solved
-    assert "First failing" in outcome.says
-    assert len(outcome.says) < 400, outcome.says
-
-
-def test_every_property_refuses_something():
-    """A property that nothing fails is decoration."""
-    for exercise_id, exercise in EXERCISES.items():
-        for name, holds in exercise.properties.items():
-            assert any(refuses(holds, wrong) for wrong in WRONG[exercise_id].values()), f"{exercise_id}: {name}"
-
-
-def refuses(holds, answer):
-    try:
-        return holds(answer) is not None
-    except Exception:
-        return True
-
-
-@pytest.mark.parametrize("exercise_id", sorted(RIGHT))
-def test_an_untouched_stub_is_not_attempted(exercise_id):
-    def stub(*_):
-        raise NotImplementedError
-
-    assert EXERCISES[exercise_id].examine(stub).says == "not attempted yet."
-
-
-@pytest.mark.parametrize(
-    ("exercise_id", "arguments"),
-    [
-        ("04.1", "scores, prices, top_k"),
-        ("04.2", "scores, prices, top_k"),
-        ("04.3", "scores, room, left, top_k"),
-        ("04.4", "tokens, top_k, num_experts"),
-    ],
-)
-def test_the_last_hint_is_a_solution(exercise_id, arguments):
-    namespace = {"torch": torch}
-    exec(f"def answer({arguments}): {EXERCISES[exercise_id].hints[-1]}", namespace)
-    outcome = EXERCISES[exercise_id].examine(namespace["answer"])
-    assert outcome.solved, outcome.says
+HINT_NAMES = {"torch": torch}
+ARGUMENTS = {
+    "04.1": "scores, prices, top_k",
+    "04.2": "scores, prices, top_k",
+    "04.3": "scores, room, left, top_k",
+    "04.4": "tokens, top_k, num_experts",
+}

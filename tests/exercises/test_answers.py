@@ -1,0 +1,78 @@
+"""What holds for the exercises of lessons 02 to 06: right answers pass, and every wrong one is refused with a reason.
+
+The answers are in ``answers_NN.py``: RIGHT, in ALSO_RIGHT the same written differently, WRONG with a name for each
+slip, ARGUMENTS of those that are functions, and HINT_NAMES, the modules that the last hint may use.
+"""
+
+import pytest
+
+from moe_lab.exercises import lesson_02, lesson_03, lesson_04, lesson_05, lesson_06
+
+from . import answers_02, answers_03, answers_04, answers_05, answers_06
+
+LESSONS = (answers_02, answers_03, answers_04, answers_05, answers_06)
+EXERCISES = {
+    key: exercise
+    for lesson in (lesson_02, lesson_03, lesson_04, lesson_05, lesson_06)
+    for key, exercise in lesson.EXERCISES.items()
+}
+WRONG = {key: answers for lesson in LESSONS for key, answers in lesson.WRONG.items()}
+RIGHT = [
+    pytest.param(key, answer, id=f"{key} {way}")
+    for lesson in LESSONS
+    for way in ("RIGHT", "ALSO_RIGHT")
+    for key, answer in getattr(lesson, way, {}).items()
+]
+FUNCTIONS = [(key, lesson) for lesson in LESSONS for key in lesson.ARGUMENTS]
+PROPERTIES = dict.fromkeys(EXERCISES, 5) | {"06.4": 4}
+"""How many properties an exercise has at least; 06.4 is a prediction."""
+
+
+@pytest.mark.parametrize(("exercise_id", "answer"), RIGHT)
+def test_a_right_answer_passes(exercise_id, answer):
+    exercise = EXERCISES[exercise_id]
+    outcome = exercise.examine(answer)
+    assert outcome.solved, outcome.says
+    assert len(exercise.properties) >= PROPERTIES[exercise_id] and len(exercise.hints) == 3
+
+
+@pytest.mark.parametrize(("exercise_id", "slip"), [(key, slip) for key in sorted(WRONG) for slip in WRONG[key]])
+def test_a_wrong_answer_is_refused_with_a_reason(exercise_id, slip):
+    outcome = EXERCISES[exercise_id].examine(WRONG[exercise_id][slip])
+    assert not outcome.solved
+    assert "First failing" in outcome.says
+    assert len(outcome.says) < 400, outcome.says
+
+
+@pytest.mark.parametrize("exercise_id", EXERCISES)
+def test_every_property_refuses_something(exercise_id):
+    """A property that nothing fails is decoration."""
+    for name, holds in EXERCISES[exercise_id].properties.items():
+        assert any(refuses(holds, wrong) for wrong in WRONG[exercise_id].values()), f"{exercise_id}: {name}"
+
+
+def refuses(holds, answer):
+    try:
+        return holds(answer) is not None
+    except Exception:
+        return True
+
+
+def test_every_exercise_has_answers():
+    assert set(WRONG) == set(EXERCISES) == {key for lesson in LESSONS for key in lesson.RIGHT}
+
+
+@pytest.mark.parametrize("exercise_id", [key for key, _ in FUNCTIONS])
+def test_an_untouched_stub_is_not_attempted(exercise_id):
+    def stub(*_):
+        raise NotImplementedError
+
+    assert EXERCISES[exercise_id].examine(stub).says == "not attempted yet."
+
+
+@pytest.mark.parametrize(("exercise_id", "lesson"), FUNCTIONS, ids=[key for key, _ in FUNCTIONS])
+def test_the_last_hint_is_a_solution(exercise_id, lesson):
+    namespace = dict(lesson.HINT_NAMES)
+    exec(f"def answer({lesson.ARGUMENTS[exercise_id]}): {EXERCISES[exercise_id].hints[-1]}", namespace)
+    outcome = EXERCISES[exercise_id].examine(namespace["answer"])
+    assert outcome.solved, outcome.says
