@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_train(commands)
     add_count(commands)
     add_bench(commands)
+    add_compile(commands)
     add_experiment(commands)
     add_notebooks(commands)
     options = parser.parse_args(arguments)
@@ -166,6 +167,44 @@ def run_bench(options) -> int:
         print(show_table(rows, "torch.topk"))
         print(f"recorded: {path}" if path else "not recorded")
     return 0
+
+
+def add_compile(commands) -> None:
+    """``compile``: kernels to machine code for GPUs that are not here."""
+    parser = commands.add_parser(
+        "compile",
+        help="compile the kernels for GPUs that are not here, and say what the compiler made",
+        description="Compiles every kernel in every configuration for the targets that it is meant for; needs Triton and "
+        "no GPU. Registers and spilled bytes are a thread's, shared bytes a program's. What was compiled before comes "
+        "from Triton's cache.",
+    )
+    parser.add_argument("kernel", nargs="*", metavar="KERNEL", help="name of a file in kernels/; all if left out")
+    parser.add_argument(
+        "--target",
+        nargs="+",
+        default=[],
+        metavar="TARGET",
+        help="sm_80, sm_90, sm_100, gfx942 or gfx950; all if left out",
+    )
+    parser.add_argument("--config", metavar="NAME", help="one name of the kernels' CONFIGS; all if left out")
+    parser.add_argument("--workers", type=int, help="processes that compile; one a core if left out")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write the rows of everything to this file as well")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.set_defaults(run=run_compile)
+
+
+def run_compile(options) -> int:
+    """Print the rows; fails unless every one compiled."""
+    from moe_lab.machine_code import compile_kernels, describe, write_record
+
+    if options.record and (options.kernel or options.target or options.config):
+        raise ValueError("--record is for everything: leave out KERNEL, --target and --config")
+    triton, rows = compile_kernels(options.kernel, options.target, options.config, workers=options.workers)
+    print(json.dumps([row.as_dict() for row in rows], indent=2) if options.json else describe(rows))
+    if options.record:
+        write_record(options.record, triton, rows)
+        print(f"recorded: {options.record}", file=sys.stderr)
+    return 0 if all(row.ok for row in rows) else 1
 
 
 def add_experiment(commands) -> None:

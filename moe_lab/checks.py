@@ -18,7 +18,8 @@ def check_whole(name: str, value: object, low: int, high: int | None = None) -> 
     try:
         if isinstance(value, bool):
             raise TypeError
-        number = operator.index(value)
+        # operator.index would make torch.compile compile anew for every number of tokens
+        number = value if type(value) is int else operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be a whole number, {allowed}; got {value!r}") from None
     if number < low or (high is not None and number > high):
@@ -45,6 +46,6 @@ def check_number(
         number = float(value)
     except OverflowError:  # a whole number beyond the largest float
         number = math.inf
-    if not in_range or not math.isfinite(number):
+    if not in_range or not -math.inf < number < math.inf:  # torch.compile has no math.isfinite
         raise ValueError(f"{name} must be a finite number{bound}, got {value!r:.80}")
     return number

@@ -1,7 +1,7 @@
 """The experts themselves: one small network each, applied to the rows that a routing sends there.
 
-``loop`` is the specification, to be read; ``grouped`` is the same function on rows sorted by expert, with a backward
-pass of its own.
+``loop`` is the specification, to be read; ``grouped`` is the same function on rows sorted by expert, an operator with a
+backward pass of its own.
 """
 
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moe_lab.activations import activate, check_activation, hidden_columns
+from moe_lab.operators import grouped  # noqa: F401  (declares torch.ops.moe_lab.grouped_mlp)
 from moe_lab.types import Routing
 
 
@@ -64,117 +65,9 @@ def _loop(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activa
     return y.to(x.dtype)
 
 
-def sort_rows(routing: Routing) -> tuple[Tensor, Tensor]:
-    """Put all assignments in the order of their experts: each expert's rows become one block.
-
-    Returns ``order`` (rows,), positions in the flattened (tokens, slots) matrix, so that row r belongs to token
-    order[r] // slots; and ``load`` (num_experts,), the sizes of the blocks. Inside a block tokens keep their order.
-
-    Example:
-        >>> routing = Routing(torch.tensor([[1, 0], [1, -1]]), torch.tensor([[0.5, 0.5], [1.0, 0.0]]), 2)
-        >>> sort_rows(routing)
-        (tensor([1, 0, 2]), tensor([1, 2]))
-    """
-    load = routing.load
-    order = routing.experts.reshape(-1).argsort(stable=True)
-    return order[order.numel() - int(load.sum()) :], load  # empty slots are -1, so they sort to the front
-
-
 def _grouped(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str) -> Tensor:
-    order, load = sort_rows(routing)
-    token = order // max(routing.slots, 1)
-    weight = routing.weights.reshape(-1)[order]
-    return _GroupedMLP.apply(x, weight, w_gate_up, w_down, token, load.tolist(), activation)
-
-
-class _GroupedMLP(torch.autograd.Function):
-    """One product an expert over its block of rows; experts without rows are never touched.
-
-    Indexing a stacked weight inside autograd would give each expert a gradient the size of the whole stack. Here each
-    product writes straight into its own part of one gradient.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, w_gate_up, w_down, token, load, activation):
-        rows = x[token]  # (rows, d_model)
-        hidden = blockwise(rows, w_gate_up.mT, load)  # (rows, hidden)
-        answer = blockwise(activate(hidden, activation), w_down.mT, load)  # (rows, d_model)
-        y = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, weight.dtype))
-        y.index_add_(0, token, (answer * weight[:, None]).to(y.dtype))
-        ctx.save_for_backward(rows, weight, w_gate_up, w_down, token, hidden)
-        ctx.load, ctx.activation, ctx.tokens = load, activation, x.shape[0]
-        return y.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, dy):
-        if torch.is_grad_enabled():  # create_graph=True: what follows would be a constant to autograd, silently
-            raise RuntimeError(
-                'the "grouped" backend has no second derivative; use backend="loop" for create_graph=True'
-            )
-        rows, weight, w_gate_up, w_down, token, hidden = ctx.saved_tensors
-        need_x, need_weight, need_gate_up, need_down = ctx.needs_input_grad[:4]
-        dx = dweight = dw_gate_up = dw_down = None
-        with torch.enable_grad():  # the activation has one definition; autograd derives it
-            hidden = hidden.detach().requires_grad_()
-            inner = activate(hidden, ctx.activation)
-        answers = dy[token]  # (rows, d_model), before the routing weight
-        if need_down:
-            weighted = (inner.detach() * weight[:, None]).to(rows.dtype)
-            dw_down = blockwise_outer(answers, weighted, w_down, ctx.load)
-        if need_x or need_weight or need_gate_up:
-            dinner = blockwise(answers, w_down, ctx.load)  # (rows, d_expert)
-            if need_weight:
-                dweight = (dinner * inner.detach()).sum(dim=1, dtype=weight.dtype)
-            (dhidden,) = torch.autograd.grad(inner, hidden, (dinner * weight[:, None]).to(inner.dtype))
-        if need_gate_up:
-            dw_gate_up = blockwise_outer(dhidden, rows, w_gate_up, ctx.load)
-        if need_x:
-            dx = torch.zeros(
-                ctx.tokens,
-                rows.shape[1],
-                dtype=torch.promote_types(rows.dtype, weight.dtype),
-                device=rows.device,
-            )
-            dx = dx.index_add_(0, token, blockwise(dhidden, w_gate_up, ctx.load).to(dx.dtype)).to(rows.dtype)
-        return dx, dweight, dw_gate_up, dw_down, None, None, None
-
-
-def blockwise(
-    rows: Float[Tensor, "rows d_in"], matrices: Float[Tensor, "num_experts d_in d_out"], load: list[int]
-) -> Float[Tensor, "rows d_out"]:
-    """Multiply each expert's block of rows by that expert's matrix.
-
-    Example:
-        >>> blockwise(torch.ones(3, 1), torch.tensor([[[1.0]], [[5.0]], [[7.0]]]), [1, 0, 2]).flatten()
-        tensor([1., 7., 7.])
-    """
-    out = rows.new_empty(rows.shape[0], matrices.shape[2])
-    start = 0
-    for expert, count in enumerate(load):
-        if count:
-            torch.mm(rows[start : start + count], matrices[expert], out=out[start : start + count])
-            start += count
-    return out
-
-
-def blockwise_outer(
-    left: Float[Tensor, "rows d_left"], right: Float[Tensor, "rows d_right"], like: Tensor, load: list[int]
-) -> Float[Tensor, "num_experts d_left d_right"]:
-    """For each expert, left.T @ right over its block of rows; exactly 0 for an expert without rows.
-
-    Example:
-        >>> blockwise_outer(torch.ones(3, 1), torch.ones(3, 1), torch.empty(3, 1, 1), [1, 0, 2]).flatten()
-        tensor([1., 0., 2.])
-    """
-    out = torch.empty_like(like, memory_format=torch.contiguous_format)
-    start = 0
-    for expert, count in enumerate(load):
-        if count:
-            torch.mm(left[start : start + count].T, right[start : start + count], out=out[expert])
-            start += count
-        else:
-            out[expert].zero_()
-    return out
+    """One operator, so that ``torch.compile`` and `flop_counter` see one."""
+    return torch.ops.moe_lab.grouped_mlp(x, routing.experts, routing.weights, w_gate_up, w_down, activation)[0]
 
 
 BACKENDS = {"loop": _loop, "grouped": _grouped}

@@ -32,6 +32,9 @@ class MoE(WideBuffers):
     "expert_choice") cannot route a text as it is written, so such layers are run with "top_k", or "balanced_causal". It
     keeps score, renormalise, scale and bias of the training method, and every other option that it has too.
 
+    ``torch.compile(layer, fullgraph=True)`` works with every method; after the second number of tokens it compiles for
+    all of them. A graph looks at no values, so it refuses none (NaN, say), and it takes no ``generator``.
+
     Example:
         >>> layer = MoE(d_model=8, d_expert=16, num_experts=4, top_k=2, renormalise=True)
         >>> layer(torch.randn(2, 5, 8)).shape, layer.routing.load.sum()

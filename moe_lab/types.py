@@ -19,6 +19,21 @@ from torch import Tensor
 from moe_lab.checks import check_whole
 
 
+def may_read(tensor: Tensor) -> bool:
+    """Whether code may look at a tensor's values, to refuse some of them or to go another way by them.
+
+    Not under ``torch.compile``, whose graph is made before there are any; nor on the meta device, which has none; nor
+    while a CUDA graph is recorded: the eager warm-up before it has looked. Types and shapes can be checked anywhere.
+
+    Example:
+        >>> may_read(torch.ones(2)), may_read(torch.ones(2, device="meta"))
+        (True, False)
+    """
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 @dataclass(frozen=True, eq=False)  # two routings are compared by their tensors, which have no single answer
 class Routing:
     """Which experts every token goes to, and with which weight each answer counts.
@@ -110,7 +125,7 @@ def _check_form(routing: Routing) -> None:
 def _check_values(routing: Routing) -> None:
     """Refuse ids out of range, an expert named twice, NaN weights and weights in empty slots."""
     experts, weights, num_experts = routing.experts, routing.weights, routing.num_experts
-    if experts.numel() == 0:
+    if not may_read(experts) or experts.numel() == 0:
         return
     low, high = (int(v) for v in experts.aminmax())
     if low < -1 or high >= num_experts:

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from moe_lab import Routing, expert_mlp
 from moe_lab.activations import ACTIVATIONS, activate
-from moe_lab.experts import BACKENDS, blockwise, blockwise_outer, sort_rows
+from moe_lab.experts import BACKENDS
 from moe_lab.inputs import SPREADS, make_layer_inputs
+from moe_lab.operators.grouped import blockwise, blockwise_outer, sort_rows
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
@@ -137,7 +138,7 @@ def test_frozen_weights_get_no_gradient_and_cost_none(monkeypatch):
     def never(*_):
         raise AssertionError("a weight gradient was computed for frozen experts")
 
-    monkeypatch.setattr("moe_lab.experts.blockwise_outer", never)
+    monkeypatch.setattr("moe_lab.operators.grouped.blockwise_outer", never)
     (dx,) = torch.autograd.grad(y, x, inputs.dy)
     assert dx.shape == x.shape
 

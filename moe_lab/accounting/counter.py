@@ -14,6 +14,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from moe_lab.accounting.layer import expert_flops, linear_flops
+
 FORMULAS: dict[str, Callable[..., int]] = {}
 """Operator -> FLOPs of one call, by name, such as "aten._grouped_mm"; these go before PyTorch's own. Add to it with
 `register_flops`. By name, because an operator may not exist (in an older PyTorch), or not yet (in a library that is
@@ -251,9 +253,13 @@ def grouped_mm_flops(left: Tensor, right: Tensor, offs: Tensor | None = None, *_
 
 def _end(offs: Tensor | None, length: int) -> int:
     """Where the last group ends."""
-    if offs is None or offs.is_meta or isinstance(offs, FakeTensor):
+    if offs is None or not _has_values(offs):
         return length
     return int(offs[-1]) if offs.numel() else 0
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 @register_flops("aten._scaled_grouped_mm")
@@ -277,6 +283,38 @@ def _grouped_mm_fallback_flops(input: Tensor, weight: Tensor, offs: Tensor) -> i
 @register_flops("transformers.grouped_mm_fallback_backward")
 def _grouped_mm_fallback_backward_flops(input: Tensor, weight: Tensor, offs: Tensor, grad_output: Tensor) -> int:
     return 2 * grouped_mm_flops(input, weight, offs)  # both gradients in one call, wanted or not
+
+
+@register_flops("moe_lab::assign_evenly", "moe_lab::assign_in_order", "moe_lab::sinkhorn_prices")
+def _no_products(*_: object, **__: object) -> int:
+    return 0
+
+
+@register_flops("moe_lab::grouped_mlp")
+def _grouped_mlp_flops(x: Tensor, experts: Tensor, weights: Tensor, w_gate_up: Tensor, w_down: Tensor, act: str) -> int:
+    rows = int((experts >= 0).sum()) if _has_values(experts) else experts.numel()
+    return expert_flops(rows, *w_down.shape[1:], act).forward
+
+
+@register_flops("moe_lab::grouped_mlp_backward")
+def _grouped_mlp_backward_flops(
+    dy: Tensor,
+    rows: Tensor,
+    hidden: Tensor,
+    order: Tensor,
+    load: Tensor,
+    weights: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    activation: str,
+    wanted: list[bool],
+) -> int:
+    count = int(load.sum()) if _has_values(load) else order.numel()
+    need_x, need_weights, need_gate_up, need_down = wanted
+    _, columns, d_model = w_gate_up.shape
+    first = linear_flops(count, d_model, columns, input_grad=need_x, weight_grad=need_gate_up)
+    inner = need_x or need_weights or need_gate_up
+    return (first + linear_flops(count, w_down.shape[2], d_model, input_grad=inner, weight_grad=need_down)).backward
 
 
 @register_flops(

@@ -10,7 +10,7 @@ from torch import Tensor
 from moe_lab.checks import check_number, check_whole
 from moe_lab.routers.cycles import cancel_cycles
 from moe_lab.routers.prices import even_prices, even_targets
-from moe_lab.routers.registry import router
+from moe_lab.routers.registry import opaque, router
 from moe_lab.routers.repair import repair
 from moe_lab.routers.scores import objective_scores, score_logits, weigh
 from moe_lab.types import Routing
@@ -82,6 +82,15 @@ def assign_evenly(
     return EvenAssignment(chosen, torch.from_numpy(exact).to(scores.device), done, cycles)
 
 
+@opaque(
+    "assign_evenly",
+    "(Tensor scores, int top_k, *, int iterations=32, float tolerance=1e-3)",
+    lambda scores, top_k, **_: scores.new_empty(scores.shape[0], top_k, dtype=torch.int64),
+)
+def _even_experts(scores: Tensor, top_k: int, **options) -> Tensor:
+    return assign_evenly(scores, top_k, **options).experts(top_k)
+
+
 @router()
 def balanced(
     logits: Float[Tensor, "tokens num_experts"],
@@ -122,8 +131,8 @@ def balanced(
     if not isinstance(optimal, bool):
         raise TypeError(f"optimal must be True or False, got {optimal!r}")
     values = objective_scores(logits, score, bias, objective)
-    assignment = assign_evenly(values, top_k, iterations=iterations, tolerance=0 if optimal else tolerance)
-    return _routing(logits, values, assignment, top_k, score, renormalise, scale)
+    experts = _even_experts(values, top_k, iterations=iterations, tolerance=0.0 if optimal else tolerance)
+    return _best_first(logits, values, experts, score, renormalise, scale)
 
 
 @router(only_top_k=1)
@@ -151,21 +160,14 @@ def base(
     Source: Lewis et al. 2021 (arXiv:2103.16716), section 3.1, which solves it by an auction.
     """
     values = objective_scores(logits, score, bias, objective)
-    assignment = assign_evenly(values, 1, tolerance=0)
-    return _routing(logits, values, assignment, 1, score, renormalise, scale)
+    experts = _even_experts(values, 1, tolerance=0.0)
+    return _best_first(logits, values, experts, score, renormalise, scale)
 
 
-def _routing(
-    logits: Tensor,
-    values: Tensor,
-    assignment: EvenAssignment,
-    top_k: int,
-    score: str,
-    renormalise: bool,
-    scale: float,
+def _best_first(
+    logits: Tensor, values: Tensor, experts: Tensor, score: str, renormalise: bool, scale: float
 ) -> Routing:
     """The experts of every token, best first, with their weights."""
-    experts = assignment.experts(top_k)
     experts = experts.gather(1, values.gather(1, experts).sort(dim=1, descending=True, stable=True).indices)
     weights = weigh(score_logits(logits, score), experts, score, renormalise, scale)
     return Routing.trusted(experts, weights, logits.shape[1])

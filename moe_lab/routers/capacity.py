@@ -10,7 +10,7 @@ from moe_lab.checks import check_number, check_whole
 from moe_lab.routers.chance import draw
 from moe_lab.routers.registry import router
 from moe_lab.routers.scores import score_logits, select, selection_scores, weigh
-from moe_lab.types import Routing
+from moe_lab.types import Routing, may_read
 
 OVERFLOWS = ("drop", "reroute")
 PRIORITIES = ("order", "score", "random")
@@ -228,6 +228,6 @@ def _serve_in_rounds(
         best = best.masked_fill(~open_to.gather(1, best), -1)
         turn = (waits.cumsum(dim=1) - 1).clamp_min(0)
         asked = best.gather(1, turn).masked_fill(~waits, -1)
-        if not bool((asked >= 0).any()):
+        if may_read(asked) and not bool((asked >= 0).any()):
             break
     return experts

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moe_lab.checks import check_number, check_whole
-from moe_lab.routers.registry import router
+from moe_lab.routers.registry import opaque, router
 from moe_lab.routers.scores import objective_scores, score_logits, weigh
 from moe_lab.types import Routing
 
@@ -58,6 +58,20 @@ def balanced_causal(
     adaptation = (0.3 if bias is None else 0.0) if adaptation is None else adaptation
     check_number("adaptation", adaptation, at_least=0)
     values = objective_scores(logits, score, bias, objective)
+    experts = _assign_in_order(values, top_k, size, pacing, adaptation)
+    experts = experts.gather(1, values.gather(1, experts).sort(dim=1, descending=True, stable=True).indices)
+    weights = weigh(score_logits(logits, score), experts, score, renormalise, scale)
+    return Routing.trusted(experts, weights, num_experts)
+
+
+@opaque(
+    "assign_in_order",
+    "(Tensor values, int top_k, SymInt size, float pacing, float adaptation)",
+    lambda values, top_k, *_: values.new_empty(values.shape[0], top_k, dtype=torch.int64),
+)
+def _assign_in_order(values: Tensor, top_k: int, size: int, pacing: float, adaptation: float) -> Tensor:
+    """The experts of every token, in groups of ``size``."""
+    tokens, num_experts = values.shape
     groups = -(-tokens // size)
     width = min(size, tokens)  # one group that is not full needs no more steps than it has tokens
     by_group = np.zeros((groups, width, num_experts))
@@ -66,10 +80,7 @@ def balanced_causal(
     largest = np.abs(exact).max(axis=1, keepdims=True)
     by_group.reshape(groups * width, num_experts)[:tokens] = exact / np.where(largest > 1e150, largest, 1.0)
     chosen = _in_order(by_group, top_k, _room(groups, size, top_k, num_experts), size, pacing, adaptation)
-    experts = torch.from_numpy(chosen.reshape(groups * width, top_k)[:tokens]).to(logits.device)
-    experts = experts.gather(1, values.gather(1, experts).sort(dim=1, descending=True, stable=True).indices)
-    weights = weigh(score_logits(logits, score), experts, score, renormalise, scale)
-    return Routing.trusted(experts, weights, num_experts)
+    return torch.from_numpy(chosen.reshape(groups * width, top_k)[:tokens]).to(values.device)
 
 
 def _room(groups: int, size: int, top_k: int, num_experts: int) -> Int[np.ndarray, "groups num_experts"]:

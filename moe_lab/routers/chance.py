@@ -20,5 +20,6 @@ def draw(
         >>> draw(torch.rand, (2,), seeded, torch.device("cpu"), torch.float32)
         tensor([0.4963, 0.7682])
     """
-    home = device if generator is None else generator.device
-    return sampler(shape, generator=generator, device=home, dtype=dtype).to(device)
+    if generator is None:  # not handed on: with one, even None, torch.compile wants a shape that never changes
+        return sampler(shape, device=device, dtype=dtype)
+    return sampler(shape, generator=generator, device=generator.device, dtype=dtype).to(device)

@@ -8,7 +8,7 @@ from moe_lab.checks import check_number
 from moe_lab.routers.chance import draw
 from moe_lab.routers.registry import router
 from moe_lab.routers.scores import score_logits, select, selection_scores, weigh, widen
-from moe_lab.types import Routing
+from moe_lab.types import Routing, may_read
 
 
 @router()
@@ -102,7 +102,7 @@ def choose(logits: Tensor, top_k: int, score: str, bias: Tensor | None, renormal
 def add_noise(logits: Tensor, noise_std: float | Tensor, generator: torch.Generator | None) -> Tensor:
     """Logits plus Gaussian noise, drawn where the generator lives so that a seed means one thing."""
     if isinstance(noise_std, Tensor):
-        low = noise_std.min().item() if noise_std.numel() else 0.0
+        low = noise_std.min().item() if may_read(noise_std) and noise_std.numel() else 0.0
         if noise_std.shape != logits.shape or not noise_std.is_floating_point() or not low >= 0:
             raise ValueError(
                 f"noise_std must be a number or floating point {tuple(logits.shape)} like logits, never negative; "
@@ -112,6 +112,6 @@ def add_noise(logits: Tensor, noise_std: float | Tensor, generator: torch.Genera
         check_number("noise_std", noise_std, at_least=0)
     noise = draw(torch.randn, tuple(logits.shape), generator, logits.device, torch.float32)
     noisy = widen(logits) + noise_std * noise
-    if not bool(noisy.isfinite().all()):
+    if may_read(noisy) and not bool(noisy.isfinite().all()):
         raise ValueError(f"noise_std must be small enough for finite logits, got {noise_std!r}")
     return noisy

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_lab.checks import check_whole
-from moe_lab.types import Routing
+from moe_lab.types import Routing, may_read
 
 
 def router(only_top_k: int | None = None) -> Callable:
@@ -35,6 +35,22 @@ def router(only_top_k: int | None = None) -> Callable:
 
         checked.only_top_k = only_top_k
         return checked
+
+    return wrap
+
+
+def opaque(name: str, arguments: str, shape: Callable[..., Tensor]) -> Callable:
+    """Make a selection an operator, "moe_lab::name", which ``torch.compile`` calls and does not look into.
+
+    For what runs in NumPy, or goes on until a condition on values holds. ``arguments`` is their part of the schema;
+    ``shape`` takes them too and returns an empty tensor of the result's shape and dtype. There is no gradient.
+    """
+
+    def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        torch.library.define(f"moe_lab::{name}", f"{arguments} -> Tensor")
+        torch.library.impl(f"moe_lab::{name}", "CompositeExplicitAutograd", function)
+        torch.library.register_fake(f"moe_lab::{name}", shape)
+        return getattr(torch.ops.moe_lab, name)
 
     return wrap
 
@@ -80,8 +96,7 @@ def check_logits(logits: Tensor) -> None:
         raise TypeError(f"logits must be a dense tensor, got the layout {logits.layout}")
     if logits.dim() != 2 or logits.shape[1] < 1:
         raise ValueError(f"logits must be (tokens, num_experts) with at least one expert, got {tuple(logits.shape)}")
-    # While a CUDA graph is recorded no value can be read; the eager warm-up before it has looked.
-    if logits.is_meta or (logits.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if not may_read(logits):
         return
     if logits.numel() and not all(edge.isfinite() for edge in logits.detach().aminmax()):  # NaN passes through both
         token, expert = (~logits.detach().isfinite()).nonzero()[0].tolist()

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from moe_lab.checks import check_number
+from moe_lab.types import may_read
 
 SCORES = ("softmax", "sigmoid", "softmax_after_top_k")
 OBJECTIVES = ("logits", "score")
@@ -54,7 +55,7 @@ def objective_scores(logits: Tensor, score: str, bias: Tensor | None, objective:
         return values
     check_bias(bias, logits)
     values = values + bias.detach()
-    if not bool(values.isfinite().all()):
+    if may_read(values) and not bool(values.isfinite().all()):
         raise ValueError(f"bias must leave the {objective} finite; the largest is {float(bias.abs().max())}")
     return values
 
@@ -72,7 +73,7 @@ def check_bias(bias: Tensor, logits: Tensor) -> None:
         raise ValueError(f"bias must be (num_experts,) = ({logits.shape[1]},), got {tuple(bias.shape)}")
     if bias.device != logits.device:
         raise ValueError(f"bias is on {bias.device} and logits on {logits.device}; both must be on one device")
-    if not bias.is_meta and not bool(bias.isfinite().all()):
+    if may_read(bias) and not bool(bias.isfinite().all()):
         raise ValueError(f"bias must be finite, got {bias.tolist()}")
 
 
@@ -83,7 +84,7 @@ def select(ranking: Float[Tensor, "tokens num_experts"], top_k: int) -> Int64[Te
     is the faster, it serves the rows in which no two of the best are equal, and a stable sort the others.
     """
     num_experts = ranking.shape[1]
-    if ranking.device.type != "cpu" or top_k == num_experts or not len(ranking):
+    if ranking.device.type != "cpu" or not may_read(ranking) or top_k == num_experts or not len(ranking):
         return _stable(ranking, top_k)
     values, experts = ranking.topk(top_k + 1, dim=1)
     tied = (values[:, 1:] == values[:, :-1]).any(dim=1).nonzero().squeeze(1)

@@ -3,6 +3,7 @@
 import random
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,10 +21,12 @@ from moe_lab.roofline import (
 )
 from moe_lab.routers import expert_capacity
 from moe_lab.routers.capacity import OVERFLOWS, PRIORITIES
+from moe_lab.tracing import Launch, Outside, Record, Step
 from moe_lab.widgets import Accountant, CapacityBins, CollapseAndRescue, ExpertRoofline, RouteOneBatch, TextView
 from moe_lab.widgets import accountant as accounts
 from moe_lab.widgets import capacity_bins as bins
 from moe_lab.widgets.expert_roofline import SKEWS, say_rate, say_time, three_digits
+from moe_lab.widgets.memory_tracer import COUNTS, MemoryTracer
 from moe_lab.widgets.route_one_batch import SCORES, draw_logits, name_idle, resize_logits
 
 pytestmark = pytest.mark.browser
@@ -463,3 +466,111 @@ def test_an_axis_ends_a_little_beyond_the_largest(logic):
         asked = {"num_experts": num_experts, "total": total}
         expression = "m.wholeModels(argument, { params: { experts: 45 }, total_params: argument.total })"
         assert logic("accountant", expression, asked) is None
+
+
+TRACER_TRAITS = ("tensors", "names", "patterns", "steps", "programs", "launches", "sources", "reference")
+TRACER_TRAITS += ("program", "step", "count")
+
+
+def drawn_step(rng, program, number, tensors):
+    """Any step: runs and single elements, some of them twice, up to all of them or none."""
+    kind = rng.choice(["load", "load", "store", "atomic", "dot"])
+    if kind == "dot":
+        return Step(0, program, number, "dot", flops=2 * rng.randint(1, 64) ** 3, source="total = tl.dot(left, right)")
+    name = rng.choice(list(tensors))
+    cells, width = tensors[name].numel(), tensors[name].element_size()
+    start = rng.randrange(cells)
+    some = [*range(start, rng.randint(start, cells)), *rng.choices(range(cells), k=rng.choice([0, 0, 3]))]
+    some += some[:2] if rng.random() < 0.2 else []
+    elements, masked = np.array(some, np.int64), np.array(rng.sample(range(cells), rng.choice([0, 0, 1])), np.int64)
+    at = {"bytes_at": elements * width, "width": width, "masked_lanes": len(masked) + rng.choice([0, 0, 5])}
+    return Step(0, program, number, kind, name, elements, masked, source=f"tl.{kind}({name})", **at)
+
+
+def traced_states(count):
+    """Records of one or two launches on one to three axes, with idle programs, and some accesses outside."""
+    rng = random.Random(0)
+    shapes = [(1,), (7,), (70,), (5, 9), (2, 3, 4), (6, 1), ()]
+    for _ in range(count):
+        tensors = {
+            name: torch.zeros(rng.choice(shapes), dtype=rng.choice([torch.float32, torch.int64, torch.float16]))
+            for name in rng.sample("xwyz", rng.randint(1, 4))
+        }
+        launches = []
+        for kernel in ("first", "second")[: rng.randint(1, 2)]:
+            grid = tuple(rng.choice([1, 1, 2, 3]) for _ in range(3))
+            launches.append(Launch(kernel, grid, sum(int(np.prod(launch.grid)) for launch in launches)))
+        record = Record.written_down(tensors, launches, [])
+        for program in range(record.num_programs):
+            record.steps += [drawn_step(rng, program, number, tensors) for number in range(rng.choice([0, 1, 4]))]
+        if not record.steps:
+            continue
+        last = record.steps[-1]
+        if last.tensor is not None and rng.random() < 0.5:
+            where = (rng.choice([1, 3]), 99, 4096, 7)
+            record.outside.append(Outside(last.program, last.number, last.kind, last.tensor, *where))
+        program = rng.choice([last.program, rng.randrange(record.num_programs)])
+        step = rng.randrange(max(1, len(record.of_program(program))))
+        yield MemoryTracer(record, program=program, step=step, count=rng.choice(COUNTS))
+
+
+def test_memory_tracer_counts_and_says_the_same(logic):
+    widgets = list(traced_states(220))
+    states = [{name: getattr(widget, name) for name in TRACER_TRAITS} for widget in widgets]
+    both = "argument.map((s) => { const found = m.tally(s); return [found, m.summarise(s, found)]; })"
+    results = logic("memory_tracer", both, states)
+    assert len(results) >= 200
+    for widget, (found, sentence) in zip(widgets, results, strict=True):
+        assert found == widget.tally()
+        assert sentence == widget.summary()
+    assert {found["kind"] for found, _ in results} == {"load", "store", "atomic", "dot", None}
+    for name in ("again", "outside", "masked"):
+        assert {found[name] > 0 for found, _ in results} == {True, False}
+    assert {len(widget.launches) for widget in widgets} == {1, 2}
+
+
+def test_next_and_back_walk_through_all_steps(logic):
+    walk = """argument.map(([s, by]) => {
+        const seen = [];
+        for (let at = { ...s }, last = null; JSON.stringify(at) !== JSON.stringify(last);) {
+            last = at;
+            at = { ...at, ...m.move(at, by) };
+            seen.push([last.program, last.step]);
+        }
+        return seen;
+    })"""
+    asked, wanted = [], []
+    for widget in traced_states(60):
+        busy = [[program, step] for program, (_, _, steps, *_) in enumerate(widget.programs) for step in range(steps)]
+        for by, way in ((1, busy), (-1, busy[::-1])):
+            asked.append([{"programs": widget.programs, "program": way[0][0], "step": way[0][1]}, by])
+            wanted.append(way)
+    assert logic("memory_tracer", walk, asked) == wanted
+    beyond = {"programs": [[0, 0, 2, 0], [0, 2, 3, 1], [0, 5, 0, 2]], "step": 9}
+    fitted = logic("memory_tracer", "[0, 1, 2, 5].map((p) => m.fit({ ...argument, program: p }))", beyond)
+    assert [(one["program"], one["step"]) for one in fitted] == [(0, 1), (1, 2), (2, 0), (2, 0)]
+
+
+def test_cells_become_rectangles_without_gap_or_overlap(logic):
+    rng, asked = random.Random(0), []
+    for _ in range(200):
+        columns = rng.randint(1, 12)
+        asked.append([sorted(rng.sample(range(columns * 9), rng.randint(0, columns * 9))), columns])
+    for (cells, columns), found in zip(
+        asked, logic("memory_tracer", "argument.map((a) => m.rectangles(...a))", asked), strict=True
+    ):
+        covered = [
+            (row + down) * columns + column + right
+            for row, column, high, wide in found
+            for down in range(high)
+            for right in range(wide)
+        ]
+        assert sorted(covered) == cells
+        assert all(column + wide <= columns for _, column, _, wide in found)
+    box = [row * 12 + column for row in range(2, 7) for column in range(3, 8)]
+    assert logic("memory_tracer", "m.rectangles(...argument)", [box, 12]) == [[2, 3, 5, 5]]
+
+
+def test_large_numbers_have_commas(logic):
+    numbers = [0, 7, 999, 1000, 12345, 999999, 1000000, 2**40]
+    assert logic("memory_tracer", "argument.map(m.nameNumber)", numbers) == [f"{number:,}" for number in numbers]

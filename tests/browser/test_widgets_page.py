@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,8 +11,10 @@ from moe_lab.experiments.balance import RUNS
 from moe_lab.models import published
 from moe_lab.roofline import DEVICES, Device
 from moe_lab.routers import route
+from moe_lab.tracing import Launch, Outside, Record, Step
 from moe_lab.widgets import Accountant, CapacityBins, CollapseAndRescue, ExpertRoofline, RouteOneBatch, TextView
 from moe_lab.widgets.expert_roofline import say_rate, say_time, three_digits
+from moe_lab.widgets.memory_tracer import MemoryTracer
 
 pytestmark = pytest.mark.browser
 
@@ -103,6 +106,32 @@ def published_account(num_experts=8):
     return Accountant("llama-4-maverick", models=["llama-4-maverick"], context=2**13)
 
 
+def tracer(num_experts=8, **options):
+    """A product of experts in tiles of 4 x 4: 4 rows each, 6 columns; the last program does nothing."""
+    tensors = {"x": torch.zeros(4 * num_experts, 4), "w": torch.zeros(num_experts, 4, 6), "y": torch.zeros(6)}
+    columns, steps = np.arange(8), []
+    for program in range(2 * num_experts):
+        expert, tile = program // 2, program % 2
+        column = columns[4 * tile : 4 * tile + 4]
+        box = (24 * expert + 6 * np.arange(4)[:, None] + column).reshape(-1)
+        inside = np.tile(column < 6, 4)
+        for kind, name, elements, masked, source in (
+            ("load", "x", 16 * expert + np.arange(16), box[:0], "left = tl.load(x + ..., mask=...)"),
+            ("load", "w", box[inside], box[~inside & (box < 24 * num_experts)], "right = tl.load(w + ...)"),
+            ("dot", None, box[:0], box[:0], "total = tl.dot(left, right, total)"),
+            ("atomic", "y", column[column < 6], column[:0], "tl.atomic_add(y + columns, total)"),
+            ("store", "y", column[column < 6], column[:0], "tl.store(y + columns, total)"),
+        ):
+            place = {"bytes_at": 4 * elements, "width": 4, "masked_lanes": len(masked), "flops": 128 * (kind == "dot")}
+            number = sum(step.program == program for step in steps)
+            steps.append(Step(0, program, number, kind, name, elements, masked, source=source, **place))
+    record = Record.written_down(
+        tensors, [Launch("experts", (2, num_experts, 1), 0), Launch("idle", (1, 1, 1), 2 * num_experts)], steps
+    )
+    record.outside.append(Outside(1, 4, "store", "y", 2, 6, 4096, 6))
+    return MemoryTracer(record, **{"program": 1, "step": 1, **options})
+
+
 def state_of(page, *names):
     return page.evaluate("(names) => Object.fromEntries(names.map((name) => [name, model.get(name)]))", list(names))
 
@@ -177,6 +206,14 @@ ACCOUNT_CONTROLS = [
     ("slider", "Shared experts"),
     ("slider", "Vocabulary"),
 ]
+TRACER_CONTROLS = [
+    ("slider", "Program"),
+    ("slider", "Step"),
+    ("button", "Back"),
+    ("button", "Next"),
+    ("combobox", "Count"),
+    ("checkbox", "Show as table"),
+]
 READING_CONTROLS = [("textbox", "Text to read"), ("combobox", "Layer"), ("combobox", "Choice")]
 
 
@@ -189,6 +226,7 @@ READING_CONTROLS = [("textbox", "Text to read"), ("combobox", "Layer"), ("combob
         (rescue, RESCUE_CONTROLS),
         (roof, ROOF_CONTROLS),
         (account, ACCOUNT_CONTROLS),
+        (tracer, TRACER_CONTROLS),
     ],
 )
 def test_every_control_has_a_name(page, mount, make, controls):
@@ -213,6 +251,8 @@ def test_the_sentence_is_pythons(page, mount):
         rescue(16),
         account(),
         account(16),
+        tracer(),
+        tracer(64, program=128, step=0),
     ):
         mount(widget)
         expect_summary(page, widget.summary())
@@ -235,6 +275,8 @@ def test_the_sentence_is_pythons(page, mount):
         (account, 8),
         (account, 16),
         (published_account, 8),
+        (tracer, 2),
+        (tracer, 64),
     ],
 )
 def test_text_reads_on_any_background_and_fits(page, mount, make, num_experts, dark):
@@ -245,7 +287,7 @@ def test_text_reads_on_any_background_and_fits(page, mount, make, num_experts, d
     assert page.evaluate("document.documentElement.scrollWidth") <= 500
 
 
-@pytest.mark.parametrize("make", [batch, reading, bins, rescue, roof, account])
+@pytest.mark.parametrize("make", [batch, reading, bins, rescue, roof, account, tracer])
 def test_cleanup_leaves_nothing(page, mount, make):
     mount(make())
     assert page.evaluate("model.count()") > 5
@@ -906,3 +948,133 @@ def test_account_as_a_table(page, mount):
     off = page.get_by_role("table", name="Published").get_by_role("row").all_inner_texts()[1:]
     assert [row.split("\t")[1] for row in off] == ["400,000,000,000", "17,000,000,000"]
     assert not page.locator(".picture").is_visible()
+
+
+def test_tracer_by_keyboard(page, mount):
+    widget = tracer(num_experts=2, program=0, step=0)
+    mount(widget)
+    program, step = page.get_by_role("slider", name="Program"), page.get_by_role("slider", name="Step")
+
+    def expect(at, number):
+        widget.program, widget.step = at, number
+        expect_summary(page, widget.summary())
+        assert state_of(page, "program", "step") == {"program": at, "step": number}
+        assert page.locator(".source").inner_text().strip() == (
+            widget.sources[widget.steps[5 * at + number][-1]] if at < 4 else ""
+        )
+
+    expect(0, 0)
+    for key, number in (("ArrowRight", 1), ("End", 4), ("ArrowRight", 4), ("Home", 0), ("End", 4)):
+        step.press(key)
+        expect(0, number)
+    program.press("ArrowRight")
+    expect(1, 4)
+    assert program.get_attribute("aria-valuetext") == "program 1 at (1, 0)"
+    assert step.get_attribute("aria-valuetext") == "step 4, store"
+    program.press("End")  # a program without steps
+    expect(4, 0)
+    assert step.get_attribute("aria-valuetext") == "no step" and step.get_attribute("max") == "0"
+    page.get_by_role("button", name="Back").press("Enter")
+    expect(3, 4)
+    for _ in range(2):  # nothing comes after the last step
+        page.get_by_role("button", name="Next").press("Enter")
+        expect(3, 4)
+    program.press("Home")
+    step.press("End")
+    page.get_by_role("button", name="Next").press("Enter")
+    expect(1, 0)
+    page.get_by_role("combobox", name="Count").select_option("all programs")
+    assert state_of(page, "count") == {"count": "all programs"}
+    page.wait_for_function(
+        "box.querySelector('.grid:last-child span:last-child').textContent === 'written 4 times each'"
+    )
+
+
+def test_tracer_draws_what_python_counts(page, mount):
+    widget = tracer(num_experts=3, program=3, step=1)
+    mount(widget)
+    grids = page.locator(".grid")
+    assert grids.count() == 3 and page.locator(".grid.mine b").inner_text() == "w"
+    for at, sent in enumerate(widget.tensors):
+        rows, columns, grid = sent["rows"], sent["columns"], grids.nth(at)
+        size = min(20, 290 // columns, 330 // rows)
+        kinds = ("load",) if sent["counted"] == "read" else ("store", "atomic")
+        steps = [step for step in widget._record.steps if step.kind in kinds]
+        steps = [step for step in steps if (step.program, step.number) <= (3, 1)]
+        counts = widget._record.count(sent["name"], steps).reshape(-1).tolist()
+        numbers = grid.locator("text").evaluate_all(
+            "(all) => all.map((text) => [text.getAttribute('x'), text.getAttribute('y'), text.textContent].map(Number))"
+        )
+        shown = {(int(y // size) * columns + int(x // size)): times for x, y, times in numbers}
+        assert shown == ({cell: times for cell, times in enumerate(counts) if times} if size >= 14 else {})
+        area = "(d) => d.split('M').slice(1).reduce((all, one) => {" + (
+            " const [w, h] = one.match(/h(\\d+)v(\\d+)/).slice(1).map(Number); return all + w * h; }, 0)"
+        )
+        levels = [grid.locator(f".level-{level}").get_attribute("d") for level in range(1, 6)]
+        filled = [page.evaluate(area, d) // size**2 for d in levels]
+        limits = [(1, 1), (2, 2), (3, 4), (5, 8), (9, 10**6)]
+        assert filled == [sum(low <= times <= high for times in counts) for low, high in limits]
+    now, held = (
+        page.locator(".grid.mine .now").get_attribute("d"),
+        page.locator(".grid.mine path.masked").get_attribute("d"),
+    )
+    size = 20
+    assert now == f"M{4 * size} {4 * size}h{2 * size}v{4 * size}h{-2 * size}z", (
+        "two of the four columns of the tile exist"
+    )
+    assert held == f"M0 {5 * size}h{2 * size}v{4 * size}h{-2 * size}z", "past the end of a row the next one begins"
+    assert page.locator(".blocks").nth(1).get_attribute("d").count("M") == 2, "lines between three experts"
+    label = page.locator(".grid.mine svg").get_attribute("aria-label")
+    assert label.startswith("w, loads 8 elements of w, 32 bytes in ") and "8 lanes masked; read 0 to 1 times" in label
+
+
+def test_tracer_sums_and_tables(page, mount):
+    widget = tracer(num_experts=2, program=1, step=4)
+    mount(widget)
+    found = widget.tally()
+    rows = page.get_by_role("table", name="Traffic").get_by_role("row").all_inner_texts()[1:]
+    named = {"This step": "step", "This program": "program", "So far": "so_far", "All programs": "all"}
+    for row, (title, name) in zip(rows, named.items(), strict=False):
+        total = found[name]
+        read, written, flops = (total[key] for key in ("bytes_read", "bytes_written", "flops"))
+        ratio = f"{total['sectors'] / total['least_sectors']:.2f}"
+        assert row.split("\t") == [
+            title,
+            f"{read:,}",
+            f"{written:,}",
+            f"{flops:,}",
+            f"{flops / (read + written):.2f}",
+            ratio,
+        ]
+    assert rows[4].split("\t")[0] == "Each element once" and len(rows) == 5
+    assert not page.get_by_role("table", name="Steps of program 1").is_visible()
+    page.get_by_label("Show as table").check()
+    page.get_by_role("table", name="Steps of program 1").wait_for()
+    steps = page.get_by_role("table", name="Steps of program 1").get_by_role("row").all_inner_texts()[1:]
+    for row, step in zip(steps, widget._record.of_program(1), strict=True):
+        outside = "2" if step.kind == "store" else "0"
+        cells = [str(step.number), step.kind, step.tensor or "-", str(len(step.bytes_at)), str(step.masked_lanes)]
+        cells += [outside, str(step.bytes), str(step.segments()[0]), str(step.flops), step.source]
+        assert row.split("\t") == cells
+    tensors = page.get_by_role("table", name="Tensors, so far").get_by_role("row").all_inner_texts()[1:]
+    counts = found["counts"]["w"]
+    assert tensors[1].split("\t") == [
+        "w",
+        "2 \u00d7 4 \u00d7 6",
+        "float32",
+        "read",
+        str(counts["least"]),
+        str(counts["most"]),
+        str(counts["never"]),
+    ]
+    assert not page.locator(".picture").is_visible()
+
+
+def test_two_tracers_keep_their_patterns_apart(page, mount):
+    mount(tracer())
+    fills = page.evaluate("[...box.querySelectorAll('.now, path.masked')].map((path) => path.getAttribute('fill'))")
+    ids = page.evaluate("[...document.querySelectorAll('pattern')].map((pattern) => `url(#${pattern.id})`)")
+    assert fills and set(fills) <= set(ids)
+    first = set(ids)
+    mount(tracer())
+    assert not first & set(page.evaluate("[...document.querySelectorAll('pattern')].map((one) => `url(#${one.id})`)"))
