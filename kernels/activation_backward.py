@@ -148,12 +148,21 @@ SHAPES = {
 }
 
 
-def make_inputs(tokens, d_expert, num_experts, top_k, block_m, *, dtype, device, seed=0):
-    """Gradients and SwiGLU's hidden values of order 1, a routing with an empty expert and empty slots."""
+VARIANTS = {
+    "kept": dict(store_a=False),
+    "geglu": dict(activation="geglu"),
+    "ungated": dict(activation="gelu"),
+}
+"""Other ways to launch it, which are compiled as well: options of `activation_backward`, or of `make_inputs`."""
+
+
+def make_inputs(tokens, d_expert, num_experts, top_k, block_m, *, activation="swiglu", dtype, device, seed=0):
+    """Gradients and hidden values of order 1, a routing with an empty expert and empty slots."""
     table, weights = make_table(tokens, num_experts, top_k, block_m, device=device, seed=seed)
     rows = table.row_assignment.numel()
     da = normal(rows, d_expert, seed=seed, dtype=dtype, device=device)
-    return da, normal(rows, 2 * d_expert, seed=seed + 1, dtype=dtype, device=device), weights, table, block_m
+    columns = d_expert * (2 if find_function(activation)[1] else 1)
+    return da, normal(rows, columns, seed=seed + 1, dtype=dtype, device=device), weights, table, block_m
 
 
 def cost(tokens, d_expert, num_experts, top_k, block_m, *, itemsize):

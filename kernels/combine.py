@@ -2,8 +2,8 @@
 
     y[t] = sum over slots s of rows[row of (t, s)]        the routing weight is in the rows already (`grouped_up`)
 
-    rows  +-----------+-----------+          one program = one token (and a block of columns): it looks up its
-          | 0 2 3 .   | 1 2 . .   |          slots' rows and adds them in the order of the slots
+    rows  +-----------+-----------+          one program = a few tokens (and a block of columns): it looks up the
+          | 0 2 3 .   | 1 2 . .   |          rows of their slots and adds them in the order of the slots
           +---|-------+---|-------+
     y         +----> 2 <--+
 
@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 
 from ._inputs import make_table
-from ._launch import check_tensors, normal
+from ._launch import INTERPRET, check_tensors, normal
 
-BLOCK_D = 512
+BLOCK_TOKENS, BLOCK_D = (16, 512) if INTERPRET else (2, 512)
 
 
 def combine_reference(rows, assignment_row):
@@ -36,21 +36,24 @@ def _combine_kernel(
     rows,  # (rows, d_model)
     assignment_row,  # int32 (tokens, slots), -1 for an empty slot
     y,  # (tokens, d_model)
+    tokens,
     slots,
     D: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # 1. Which part of which token is mine?
-    token = tl.program_id(0).to(tl.int64)
+    # 1. Which part of which tokens is mine?
+    token = (tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
-    # 2. Add the rows of its slots, in float32.
-    total = tl.zeros((BLOCK_D,), tl.float32)
+    exists, inside = token < tokens, (columns < D)[None, :]
+    # 2. Add the rows of their slots, in float32.
+    total = tl.zeros((BLOCK_TOKENS, BLOCK_D), tl.float32)
     for slot in range(slots):
-        row = tl.load(assignment_row + token * slots + slot)
-        total += tl.load(rows + row.to(tl.int64) * D + columns, mask=inside & (row >= 0), other=0.0).to(tl.float32)
+        row = tl.load(assignment_row + token * slots + slot, mask=exists, other=-1).to(tl.int64)
+        part = tl.load(rows + row[:, None] * D + columns, mask=(row >= 0)[:, None] & inside, other=0.0)
+        total += part.to(tl.float32)
     # 3. Round once, on the way out.
-    tl.store(y + token * D + columns, total.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + token[:, None] * D + columns, total.to(y.dtype.element_ty), mask=exists[:, None] & inside)
 
 
 def combine(rows, assignment_row):
@@ -60,12 +63,14 @@ def combine(rows, assignment_row):
     y = rows.new_empty(tokens, rows.shape[1])
     block_d = min(BLOCK_D, triton.next_power_of_2(max(rows.shape[1], 1)))
     if y.numel():
-        _combine_kernel[(tokens, triton.cdiv(rows.shape[1], block_d))](
+        _combine_kernel[(triton.cdiv(tokens, BLOCK_TOKENS), triton.cdiv(rows.shape[1], block_d))](
             rows.contiguous(),
             assignment_row.contiguous(),
             y,
+            tokens=tokens,
             slots=slots,
             D=rows.shape[1],
+            BLOCK_TOKENS=BLOCK_TOKENS,
             BLOCK_D=block_d,
             num_warps=4,
         )

@@ -126,6 +126,10 @@ SHAPES = {
 }
 
 
+VARIANTS = {"geglu": dict(activation="geglu"), "ungated": dict(activation="gelu")}
+"""Other ways to launch it, which are compiled as well: options of `decode_up`."""
+
+
 def make_inputs(tokens, d_model, d_expert, num_experts, top_k, *, dtype, device, seed=0):
     """Tokens of order 1, SwiGLU's weights, a routing with an empty expert and empty slots."""
     experts, weights = make_routing(tokens, num_experts, top_k, seed=seed)

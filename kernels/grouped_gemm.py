@@ -13,8 +13,8 @@
 
 Traffic: 2 * rows * d_in * d_out FLOPs. x is read once a column tile, w once a row tile of its expert (most of it
 from the L2 cache), y is written once. With many rows an expert the tensor cores limit it; with few, the reading of w.
-Source: grouped GEMM as in ScatterMoE (arXiv:2403.08245, section 3), on padded blocks as in MegaBlocks (arXiv:2211.15841,
-section 5.2); persistent programs and tensor descriptors as in Triton's tutorial 09.
+Source: grouped GEMM as in ScatterMoE (arXiv:2403.08245, section 3), on padded blocks as in MegaBlocks
+(arXiv:2211.15841, section 5.2); persistent programs and tensor descriptors as in Triton's tutorial 09.
 """
 
 import triton
@@ -91,7 +91,7 @@ def grouped_gemm(x, w, tile_expert, num_tiles, block_m, *, transposed=False, con
     from `sort_tokens`. Rows of tiles beyond ``num_tiles`` are not written. Nothing waits for the GPU.
     """
     check_tensors(x=x, w=w)
-    num_experts, inner, columns = w.shape if transposed else (w.shape[0], w.shape[2], w.shape[1])
+    inner, columns = w.shape[1:] if transposed else (w.shape[2], w.shape[1])
     if x.shape[1] != inner or x.dtype != w.dtype:
         raise ValueError(f"x is {tuple(x.shape)} {x.dtype} and w {tuple(w.shape)} {w.dtype}: they do not fit")
     if x.shape[0] != tile_expert.numel() * block_m:
@@ -132,11 +132,16 @@ SHAPES = {
 }
 
 
-def make_inputs(rows, num_experts, d_in, d_out, block_m, *, dtype, device, seed=0):
+VARIANTS = {"transposed": dict(transposed=True), "unaligned": dict(d_in=2047, d_out=1535)}
+"""Other ways to launch it, which are compiled as well: options of `grouped_gemm`, or of `make_inputs`."""
+
+
+def make_inputs(rows, num_experts, d_in, d_out, block_m, *, transposed=False, dtype, device, seed=0):
     """Rows on random experts, expert 1 always empty, because real routers leave some empty; weights of order 1."""
     table, _ = make_table(rows, num_experts, 1, block_m, device=device, seed=seed)
     x = normal(table.row_assignment.numel(), d_in, seed=seed, dtype=dtype, device=device)
-    w = normal(num_experts, d_out, d_in, seed=seed + 1, dtype=dtype, device=device, scale=d_in**-0.5)
+    form = (d_in, d_out) if transposed else (d_out, d_in)
+    w = normal(num_experts, *form, seed=seed + 1, dtype=dtype, device=device, scale=d_in**-0.5)
     return x, w, table.tile_expert, table.num_tiles, block_m
 
 

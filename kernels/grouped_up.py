@@ -27,8 +27,8 @@ import triton.language as tl
 
 from ._activations import activate_reference, apply_function, find_function
 from ._inputs import make_table
-from ._launch import check_tensors, choose_config, normal, num_programs
-from ._tiles import aligned, describe, gather_tile, load_half_tiles, load_tile, store_half_tile, store_tile
+from ._launch import INTERPRET, check_tensors, choose_config, normal, num_programs
+from ._tiles import aligned, describe, gather_tile, load_half_tiles, load_tile, store_half_tile
 from .grouped_gemm import grouped_gemm_reference
 from .tile_order import grouped
 
@@ -63,7 +63,7 @@ def _grouped_up_kernel(
     row_assignment,  # int32 (rows,), token * slots + slot; -1 in padding
     tile_expert,  # int32 (tiles,), the expert of each row tile
     num_tiles,  # int32 (1,), row tiles in use
-    a,  # (rows, D_EXPERT), or a descriptor
+    a,  # (rows, D_EXPERT), or a descriptor of (rows, 1, D_EXPERT)
     hidden,  # (rows, HALVES * D_EXPERT), or a descriptor of (rows, HALVES, D_EXPERT); unused without STORE_HIDDEN
     slots,
     K: tl.constexpr,
@@ -110,7 +110,7 @@ def _grouped_up_kernel(
             inner = apply_function(total, FUNCTION)
             if STORE_HIDDEN:
                 store_half_tile(hidden, total, row, 0, column, D_EXPERT, HALVES, BLOCK_M, WIDTH, DESCRIPTORS)
-        store_tile(a, inner * weight[:, None], row, column, D_EXPERT, BLOCK_M, WIDTH, DESCRIPTORS)
+        store_half_tile(a, inner * weight[:, None], row, 0, column, D_EXPERT, 1, BLOCK_M, WIDTH, DESCRIPTORS)
 
 
 def grouped_up(x, w, weights, table, block_m, activation="swiglu", gather=False, *, store_hidden=True, config=None):
@@ -140,9 +140,10 @@ def grouped_up(x, w, weights, table, block_m, activation="swiglu", gather=False,
     if not a.numel():
         return a, hidden
     options = choose_config(CONFIGS, block_m, x, config)
-    block_n, block_k = options.pop("BLOCK_N"), options.pop("BLOCK_K")
-    use = options.pop("descriptors") and aligned(x, w, a)
-    width, programs = block_n // halves, num_programs(x.device)
+    whole, programs = aligned(x, w, a), num_programs(x.device)
+    use = options.pop("descriptors") and whole
+    # Columns of a in one tile: half as many where rows are not aligned, as pointers to single numbers take registers.
+    width, block_k = options.pop("BLOCK_N") // (2 if whole or INTERPRET else 4), options.pop("BLOCK_K")
     _grouped_up_kernel[(programs,)](
         describe(x, [block_m, block_k], use and not gather),
         describe(w.view(num_experts * halves, d_expert, d_model), [halves, width, block_k], use),
@@ -150,7 +151,8 @@ def grouped_up(x, w, weights, table, block_m, activation="swiglu", gather=False,
         table.row_assignment,
         table.tile_expert,
         table.num_tiles,
-        describe(a, [block_m, width], use),
+        # boxes of one shape leave through one buffer: with a second one, 4 stages would not fit on Hopper
+        describe(a.view(rows, 1, d_expert), [block_m, 1, width], use),
         describe(hidden.view(-1, halves, d_expert), [block_m, 1, width], use and store_hidden),
         slots=weights.shape[1],
         K=d_model,
@@ -160,7 +162,7 @@ def grouped_up(x, w, weights, table, block_m, activation="swiglu", gather=False,
         GATHER=gather,
         STORE_HIDDEN=store_hidden,
         BLOCK_M=block_m,
-        BLOCK_N=block_n,
+        BLOCK_N=width * halves,
         BLOCK_K=block_k,
         NUM_PROGRAMS=programs,
         DESCRIPTORS=use,
@@ -180,10 +182,20 @@ SHAPES = {
 }
 
 
-def make_inputs(tokens, d_model, d_expert, num_experts, top_k, block_m, *, dtype, device, seed=0):
-    """Permuted rows of order 1, SwiGLU's weights, a routing with an empty expert and empty slots."""
+VARIANTS = {
+    "gather": dict(gather=True),
+    "inference": dict(store_hidden=False),
+    "geglu": dict(activation="geglu"),
+    "ungated": dict(activation="gelu"),
+    "unaligned": dict(d_model=2047, d_expert=767),
+}
+"""Other ways to launch it, which are compiled as well: options of `grouped_up`, or of `make_inputs`."""
+
+
+def make_inputs(tokens, d_model, d_expert, num_experts, top_k, block_m, *, gather=False, dtype, device, seed=0):
+    """Permuted rows (or tokens) of order 1, SwiGLU's weights, a routing with an empty expert and empty slots."""
     table, weights = make_table(tokens, num_experts, top_k, block_m, device=device, seed=seed)
-    x = normal(table.row_assignment.numel(), d_model, seed=seed, dtype=dtype, device=device)
+    x = normal(tokens if gather else table.row_assignment.numel(), d_model, seed=seed, dtype=dtype, device=device)
     w = normal(num_experts, 2 * d_expert, d_model, seed=seed + 1, dtype=dtype, device=device, scale=d_model**-0.5)
     return x, w, weights, table, block_m
 

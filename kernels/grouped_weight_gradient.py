@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from ._inputs import make_table
-from ._launch import check_tensors, choose_config, normal
+from ._launch import INTERPRET, check_tensors, choose_config, normal
 from ._tiles import aligned, describe, load_tile, store_expert_tile
 from .tile_order import grouped
 
@@ -89,8 +89,11 @@ def grouped_weight_gradient(left, right, start, block_m, *, config=None):
     dw = left.new_empty(start.numel() - 1, left.shape[1], right.shape[1])
     options = choose_config(CONFIGS, block_m, left, config)
     options["BLOCK_K"] = min(options["BLOCK_K"], block_m)
+    whole = aligned(left, right, dw)
+    if not (whole or INTERPRET):  # pointers to single numbers take registers, and with whole tiles they spill
+        options["BLOCK_N"] //= 2
     rows, columns, inner = options["BLOCK_M"], options["BLOCK_N"], options["BLOCK_K"]
-    use = options.pop("descriptors") and aligned(left, right, dw)
+    use = options.pop("descriptors") and whole
     if dw.numel():
         tiles = triton.cdiv(left.shape[1], rows) * triton.cdiv(right.shape[1], columns)
         _grouped_weight_gradient_kernel[(dw.shape[0] * tiles,)](
@@ -115,6 +118,10 @@ SHAPES = {
     "qwen3": dict(rows=65536, num_experts=128, d_left=1536, d_right=2048, block_m=128),
     "mixtral": dict(rows=16384, num_experts=8, d_left=28672, d_right=4096, block_m=128),
 }
+
+
+VARIANTS = {"unaligned": dict(d_left=1535, d_right=2047)}
+"""Other ways to launch it, which are compiled as well: options of `make_inputs`."""
 
 
 def make_inputs(rows, num_experts, d_left, d_right, block_m, *, dtype, device, seed=0):

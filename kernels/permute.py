@@ -2,7 +2,7 @@
 
     rows[r] = x[token of r]      rows sorted by expert, each block padded to whole tiles (`sort_tokens`)
 
-    tokens  0 1 2 3             one program = one token: read its row once, write it to each of its slots' rows
+    tokens  0 1 2 3             one program = a few tokens: read each row once, write it to each of its slots' rows
             | | |  \\
     rows  +-v-v-------+---v-------+          then one program = one tile: zeros into its padding (.)
           | 0 2 3 .   | 1 2 . .   |
@@ -20,9 +20,9 @@ import triton
 import triton.language as tl
 
 from ._inputs import make_table
-from ._launch import check_tensors, normal
+from ._launch import INTERPRET, check_tensors, normal
 
-BLOCK_D = 1024
+BLOCK_TOKENS, BLOCK_D = (16, 1024) if INTERPRET else (2, 1024)
 
 
 def permute_reference(x, table, block_m):
@@ -45,27 +45,32 @@ def _permute_kernel(
     slots,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # 1. The first programs are one a token, the others one a tile; the second axis is a block of columns.
+    # 1. The first programs have tokens, the others a tile each; the second axis is a block of columns.
     program = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = columns < D
-    if program < tokens:
-        # 2. A token: one read, a write for each slot that is not empty.
-        values = tl.load(x + program.to(tl.int64) * D + columns, mask=inside)
+    inside = (columns < D)[None, :]
+    with_tokens = (tokens + BLOCK_TOKENS - 1) // BLOCK_TOKENS
+    if program < with_tokens:
+        # 2. Tokens: one read, a write for each slot that is not empty.
+        token = (program * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)).to(tl.int64)
+        exists = token < tokens
+        values = tl.load(x + token[:, None] * D + columns, mask=exists[:, None] & inside)
         for slot in range(slots):
-            row = tl.load(assignment_row + program.to(tl.int64) * slots + slot)
-            tl.store(rows + row.to(tl.int64) * D + columns, values, mask=inside & (row >= 0))
+            row = tl.load(assignment_row + token * slots + slot, mask=exists, other=-1)
+            tl.store(rows + row.to(tl.int64)[:, None] * D + columns, values, mask=(row >= 0)[:, None] & inside)
     else:
         # 3. A tile: zeros where no assignment is. Tiles that are not in use stay as they are.
-        tile = program - tokens
+        tile = program - with_tokens
         if tile < tl.load(num_tiles):
-            for place in range(BLOCK_M):
+            for first in range(0, BLOCK_M, BLOCK_TOKENS):
+                place = first + tl.arange(0, BLOCK_TOKENS)
                 row = (tile * BLOCK_M + place).to(tl.int64)
-                empty = tl.load(row_assignment + row) < 0
-                zeros = tl.zeros((BLOCK_D,), rows.dtype.element_ty)
-                tl.store(rows + row * D + columns, zeros, mask=inside & empty)
+                empty = (place < BLOCK_M) & (tl.load(row_assignment + row, mask=place < BLOCK_M, other=0) < 0)
+                zeros = tl.zeros((BLOCK_TOKENS, BLOCK_D), rows.dtype.element_ty)
+                tl.store(rows + row[:, None] * D + columns, zeros, mask=empty[:, None] & inside)
 
 
 def permute(x, table, block_m):
@@ -80,7 +85,8 @@ def permute(x, table, block_m):
     rows = x.new_empty(table.row_assignment.numel(), x.shape[1])
     block_d = min(BLOCK_D, triton.next_power_of_2(max(x.shape[1], 1)))
     if rows.numel():
-        _permute_kernel[(tokens + table.tile_expert.numel(), triton.cdiv(x.shape[1], block_d))](
+        programs = triton.cdiv(tokens, BLOCK_TOKENS) + table.tile_expert.numel()
+        _permute_kernel[(programs, triton.cdiv(x.shape[1], block_d))](
             x.contiguous(),
             table.assignment_row,
             table.row_assignment,
@@ -90,6 +96,7 @@ def permute(x, table, block_m):
             slots=slots,
             D=x.shape[1],
             BLOCK_M=block_m,
+            BLOCK_TOKENS=BLOCK_TOKENS,
             BLOCK_D=block_d,
             num_warps=4,
         )

@@ -54,8 +54,12 @@ class RowTable(NamedTuple):
 
 
 def most_tiles(assignments, num_experts, block_m):
-    """The most tiles that any routing can need: known without looking at it, so nothing waits for the GPU."""
-    return assignments // block_m + min(num_experts, assignments)
+    """The most tiles that any routing can need: known without looking at it, so nothing waits for the GPU.
+
+    An expert with n rows takes 1 + (n - 1) // block_m tiles, so most are taken where every expert has one row at least.
+    """
+    busy = min(num_experts, assignments)
+    return busy + (assignments - busy) // block_m
 
 
 def sort_tokens_reference(experts, num_experts, block_m):
@@ -271,6 +275,10 @@ SHAPES = {
     "qwen3": dict(tokens=32768, top_k=8, num_experts=128, block_m=128),
     "two_million": dict(tokens=16384 * 128, top_k=8, num_experts=256, block_m=128),
 }
+
+
+VARIANTS = {"widest": dict(num_experts=MOST_EXPERTS)}
+"""Other ways to launch it, which are compiled as well: options of `make_inputs`."""
 
 
 def make_inputs(tokens, top_k, num_experts, block_m, *, dtype, device, seed=0):

@@ -206,6 +206,7 @@ SHAPES = {
     "one_tile": dict(order="column_major", tiles_m=1, tiles_n=1),
     "odd": dict(order="xcd_remapped", tiles_m=7, tiles_n=3, in_use=5, group_m=3),
     "published": dict(order="broken_column_major", tiles_m=9, tiles_n=224, in_use=8),
+    "qwen3": dict(order="grouped", tiles_m=640, tiles_n=6, in_use=576),
     "mixtral": dict(order="grouped", tiles_m=128, tiles_n=112),
 }
 

@@ -204,6 +204,14 @@ SHAPES = {
 }
 
 
+VARIANTS = {
+    "deepseek": dict(num_experts=256, score="sigmoid", bias=torch.empty(256, device="meta"), renormalise=True),
+    "gpt_oss": dict(score="softmax_after_top_k"),
+    "widest": dict(num_experts=MOST_EXPERTS, bias=torch.empty(MOST_EXPERTS, device="meta")),
+}
+"""Other ways to launch it, which are compiled as well: options of `topk_gate`, or of `make_inputs`."""
+
+
 def make_inputs(tokens, num_experts, top_k, *, dtype, device, seed=0):
     """Logits of order 1, and how many experts each token asks for."""
     return normal(tokens, num_experts, seed=seed, dtype=dtype, device=device), top_k

@@ -131,6 +131,14 @@ def topk_gate_backward(dweights, logits, experts, *, score="softmax", renormalis
 SHAPES = gate.SHAPES
 
 
+VARIANTS = {
+    "deepseek": dict(num_experts=256, score="sigmoid", renormalise=True),
+    "gpt_oss": dict(score="softmax_after_top_k"),
+    "widest": dict(num_experts=gate.MOST_EXPERTS),
+}
+"""Other ways to launch it, which are compiled as well: options of `topk_gate_backward`, or of `make_inputs`."""
+
+
 def make_inputs(tokens, num_experts, top_k, *, dtype, device, seed=0):
     """Random gradients of the weights, logits, and the experts that the forward chooses; on "meta" only shapes."""
     logits, _ = gate.make_inputs(tokens, num_experts, top_k, dtype=dtype, device=device, seed=seed)

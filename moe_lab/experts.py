@@ -1,7 +1,7 @@
 """The experts themselves: one small network each, applied to the rows that a routing sends there.
 
 ``loop`` is the specification, to be read; ``grouped`` is the same function on rows sorted by expert, an operator with a
-backward pass of its own.
+backward pass of its own; ``triton`` is that on the kernels of the folder kernels/.
 """
 
 import torch
@@ -21,6 +21,7 @@ def expert_mlp(
     *,
     activation: str = "swiglu",
     backend: str = "auto",
+    save: str = "fast",
 ) -> Float[Tensor, "tokens d_model"]:
     """Apply to each token the experts that its routing names, and add up their weighted answers.
 
@@ -29,9 +30,16 @@ def expert_mlp(
     the layout of Transformers; for "relu", "gelu" and "silu" there is no gate and it is (num_experts, d_expert,
     d_model).
 
-    ``backend``: "loop" (the specification), "grouped" (rows sorted by expert; one product an expert that has rows), or
-    "auto" (the fastest for the device). Differentiable once in x, both weights and ``routing.weights``. Sums over slots
-    run in the wider of the dtypes of x and of the routing weights; the result has the dtype of x.
+    ``backend``: "loop" (the specification), "grouped" (rows sorted by expert; one product an expert that has rows),
+    "triton" (the kernels; without a GPU in Triton's interpreter, which is slow and takes float32 and float16 alone), or
+    "auto" (grouped; no GPU has timed the kernels yet). Differentiable once in x, both weights and ``routing.weights``;
+    "loop" any number of times. Sums over slots run in the wider of the dtypes of x and of the routing weights, on
+    "triton" in float32; the result has the dtype of x.
+
+    ``save`` is what "triton" keeps for the backward pass: "fast" the sorted rows of x, the hidden values and the
+    activated ones, tokens * top_k * (d_model + 3 * d_expert) numbers with SwiGLU; "min" x, which is there anyway, and
+    the hidden values, tokens * top_k * 2 * d_expert, from which it computes the others again. "grouped" keeps rows and
+    hidden values, "loop" what autograd does.
 
     Example:
         >>> x = torch.eye(2)
@@ -49,12 +57,11 @@ def expert_mlp(
         dtype = torch.get_autocast_dtype(x.device.type)
         x, w_gate_up, w_down = x.to(dtype), w_gate_up.to(dtype), w_down.to(dtype)
     check_arguments(x, routing, w_gate_up, w_down, activation)
-    return BACKENDS["grouped" if check_backend(backend) == "auto" else backend](
-        x, routing, w_gate_up, w_down, activation
-    )
+    backend = "grouped" if check_backend(backend) == "auto" else backend
+    return BACKENDS[backend](x, routing, w_gate_up, w_down, activation, check_save(save))
 
 
-def _loop(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str) -> Tensor:
+def _loop(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str, _: str) -> Tensor:
     """Expert by expert, in as few words as possible."""
     y = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, routing.weights.dtype))
     for expert in range(routing.num_experts):
@@ -65,12 +72,20 @@ def _loop(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activa
     return y.to(x.dtype)
 
 
-def _grouped(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str) -> Tensor:
+def _grouped(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str, _: str) -> Tensor:
     """One operator, so that ``torch.compile`` and `flop_counter` see one."""
     return torch.ops.moe_lab.grouped_mlp(x, routing.experts, routing.weights, w_gate_up, w_down, activation)[0]
 
 
-BACKENDS = {"loop": _loop, "grouped": _grouped}
+def _triton(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str, save: str) -> Tensor:
+    """The kernels, imported here: a layer that does not use them needs no Triton."""
+    from moe_lab.operators import triton_mlp
+
+    return triton_mlp.run(x, routing, w_gate_up, w_down, activation, save)
+
+
+BACKENDS = {"loop": _loop, "grouped": _grouped, "triton": _triton}
+SAVES = ("fast", "min")
 
 
 def autocasts(device: torch.device) -> bool:
@@ -83,6 +98,13 @@ def check_backend(backend: str) -> str:
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}; got {backend!r}")
     return backend
+
+
+def check_save(save: str) -> str:
+    """Refuse a name that is not in `SAVES`."""
+    if save not in SAVES:
+        raise ValueError(f"save must be one of {', '.join(SAVES)}; got {save!r}")
+    return save
 
 
 def check_arguments(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str) -> None:

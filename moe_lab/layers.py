@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from moe_lab.activations import activate, check_activation, hidden_columns
 from moe_lab.balancers import Balancer
 from moe_lab.checks import check_whole
-from moe_lab.experts import autocasts, check_backend, expert_mlp
+from moe_lab.experts import autocasts, check_backend, check_save, expert_mlp
 from moe_lab.routers import bias_scale, check_options, find_method, options_of, required_options, route, shared_defaults
 from moe_lab.routers.scores import biased_scores, widen
 from moe_lab.types import Routing
@@ -31,6 +31,7 @@ class MoE(WideBuffers):
     ``eval_method`` routes after ``.eval()``: what assigns a whole batch in training ("balanced", "sinkhorn",
     "expert_choice") cannot route a text as it is written, so such layers are run with "top_k", or "balanced_causal". It
     keeps score, renormalise, scale and bias of the training method, and every other option that it has too.
+    ``backend`` and ``save`` are those of `expert_mlp`.
 
     ``torch.compile(layer, fullgraph=True)`` works with every method; after the second number of tokens it compiles for
     all of them. A graph looks at no values, so it refuses none (NaN, say), and it takes no ``generator``.
@@ -59,6 +60,7 @@ class MoE(WideBuffers):
         activation: str = "swiglu",
         balancer: nn.Module | None = None,
         eval_method: str | None = None,
+        save: str = "fast",
         **router_options,
     ):
         super().__init__()
@@ -71,11 +73,8 @@ class MoE(WideBuffers):
             raise ValueError("balancer and the router option bias both set the selection bias; give one of them")
         self.num_experts, self.top_k, self.method = num_experts, top_k, method
         self.eval_method = method if eval_method is None else eval_method
-        self.num_shared, self.backend, self.activation = (
-            num_shared,
-            check_backend(backend),
-            check_activation(activation),
-        )
+        self.num_shared, self.activation = num_shared, check_activation(activation)
+        self.backend, self.save = check_backend(backend), check_save(save)
         self.router = nn.Parameter(torch.empty(num_experts, d_model))
         self.w_gate_up = nn.Parameter(torch.empty(num_experts, hidden_columns(activation, d_expert), d_model))
         self.w_down = nn.Parameter(torch.empty(num_experts, d_model, d_expert))
@@ -119,7 +118,8 @@ class MoE(WideBuffers):
             logits = F.linear(widen(rows), widen(self.router))
         method = self.method if self.training else self.eval_method
         routing = route(logits, self.top_k, method, **{**self._options(method), **options})
-        y = expert_mlp(rows, routing, self.w_gate_up, self.w_down, activation=self.activation, backend=self.backend)
+        options = {"activation": self.activation, "backend": self.backend, "save": self.save}
+        y = expert_mlp(rows, routing, self.w_gate_up, self.w_down, **options)
         if self.num_shared:
             y = y + F.linear(activate(F.linear(rows, self.shared_gate_up), self.activation), self.shared_down)
         self.logits, self.routing = logits, routing  # last, so that two threads do not read each other's

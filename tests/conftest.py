@@ -177,9 +177,12 @@ def edge(request):
 
 @pytest.fixture
 def replayed(gpu):
-    """A function that captures a launcher in a CUDA graph and gives what a replay writes into poisoned outputs."""
+    """A function that captures a launcher in a CUDA graph and gives what a replay writes into poisoned outputs.
 
-    def replay(function):
+    ``before`` is called between the two, to change what the graph reads.
+    """
+
+    def replay(function, before=lambda: None):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -191,6 +194,7 @@ def replayed(gpu):
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         for output in outputs:
             fill_with_poison(output)
+        before()
         graph.replay()
         torch.cuda.synchronize()
         return outputs

@@ -141,6 +141,13 @@ def test_training_is_the_same_training():
         torch.testing.assert_close(compiled, eager)
 
 
+def test_the_kernels_are_one_operator_too():
+    layer = layer_of(backend="triton", renormalise=True)
+    compiled = Compiled(layer)
+    check_equal(compiled, layer, 5)
+    assert {name for name in compiled.operators if name.startswith("moe_lab.")} == {"moe_lab.triton_mlp"}
+
+
 def test_evaluation_and_half_precision():
     layer = layer_of("balanced", eval_method="top_k", num_shared=1).eval().bfloat16()
     x = torch.randn(12, 8, dtype=torch.bfloat16)

@@ -55,8 +55,12 @@ def test_outputs_and_gradients(backend, activation, spread):
         assert relative_error(ours, exact) < TOLERANCE[torch.float32], name
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+# Triton's interpreter has no bfloat16 and the kernels no float64: both are refused (test_operator_triton.py)
+DTYPES = [torch.float16, torch.bfloat16, torch.float64]
+PAIRS = [(backend, dtype) for backend in ("loop", "grouped") for dtype in DTYPES] + [("triton", torch.float16)]
+
+
+@pytest.mark.parametrize(("backend", "dtype"), PAIRS)
 def test_dtypes(backend, dtype):
     inputs = make_layer_inputs(40, 16, 8, 4, 2, dtype=dtype)
     y = expert_mlp(*inputs.arguments, backend=backend)
@@ -67,7 +71,7 @@ def test_dtypes(backend, dtype):
         assert relative_error(ours, exact) < TOLERANCE[dtype], name
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", ["loop", "grouped"])
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
 def test_gradcheck(backend, activation):
     inputs = make_layer_inputs(5, 4, 3, 4, 2, dtype=torch.float64, empty_slots=0.2, activation=activation)
@@ -228,7 +232,7 @@ def test_blocks_multiply_with_their_own_matrix():
         (dict(w_down=torch.zeros(5, 4, 3)), ValueError, r"routing has num_experts=2 and w_down 5"),
         (dict(w_gate_up=torch.zeros(2, 3, 4)), ValueError, r"w_gate_up must be \(2, 6, 4\) for .*swiglu.*\(2, 3, 4\)"),
         (dict(activation="tanh"), ValueError, r"activation must be one of swiglu, .*; got 'tanh'"),
-        (dict(backend="fast"), ValueError, r"backend must be one of auto, loop, grouped; got 'fast'"),
+        (dict(backend="fast"), ValueError, r"backend must be one of auto, loop, grouped, triton; got 'fast'"),
     ],
 )
 def test_refuses(change, error, says, unchecked_shapes):

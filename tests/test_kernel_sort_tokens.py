@@ -1,5 +1,7 @@
 """The row table: by hand, by plain loops, at the edges, with buffers full of rubbish, and the same every time."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -203,6 +205,20 @@ def test_what_is_shared():
     assert make_inputs(**SHAPES["two_million"], dtype=torch.bfloat16, device="meta")[0].shape == (2_097_152, 8)
     # 40 assignments on 4 experts: 2 + 4 tiles of 16 rows; 8 bytes read, and 4 for each number of the six tables
     assert cost(**SHAPES["tiny"], itemsize=2) == (0, 40 * 8 + 4 * (4 + 5 + 40 + 96 + 6 + 1))
+
+
+@pytest.mark.parametrize("block_m", [1, 3, 16])
+@pytest.mark.parametrize("num_experts", [1, 2, 5])
+def test_the_most_tiles_are_enough_and_some_routing_needs_them(num_experts, block_m):
+    """Over all ways to give each expert a number of rows."""
+    for assignments in range(20):
+        loads = itertools.product(range(assignments + 1), repeat=num_experts - 1)
+        needed = [
+            sum(-(-rows // block_m) for rows in (*load, assignments - sum(load)))
+            for load in loads
+            if sum(load) <= assignments
+        ]
+        assert most_tiles(assignments, num_experts, block_m) == max(needed)
 
 
 @pytest.mark.gpu

@@ -118,7 +118,7 @@ def relative_error(got, want):
     return float((got.detach() - want.detach()).norm() / want.detach().norm())
 
 
-@pytest.mark.parametrize("backend", ["loop", "grouped"])
+@pytest.mark.parametrize("backend", ["loop", "grouped", "triton"])
 @pytest.mark.parametrize(
     "family", [mixtral, qwen3, qwen3_unnormalised, olmoe, deepseek_v3, switch], ids=lambda f: f.__name__
 )

@@ -12,6 +12,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
+
+import moe_lab.kernels  # noqa: F401  isort: skip  (before PyTorch's counter, which imports Triton)
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from moe_lab.accounting.layer import expert_flops, linear_flops
@@ -262,6 +264,11 @@ def _has_values(tensor: Tensor) -> bool:
     return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
+def count_assignments(places: Tensor) -> int:
+    """Entries that are not -1; all of them where a tensor holds no values, as if nothing had been dropped."""
+    return int((places >= 0).sum()) if _has_values(places) else places.numel()
+
+
 @register_flops("aten._scaled_grouped_mm")
 def _scaled_grouped_mm_flops(
     left: Tensor, right: Tensor, scale_a: Tensor, scale_b: Tensor, offs: Tensor | None = None, *_: object, **__: object
@@ -292,8 +299,7 @@ def _no_products(*_: object, **__: object) -> int:
 
 @register_flops("moe_lab::grouped_mlp")
 def _grouped_mlp_flops(x: Tensor, experts: Tensor, weights: Tensor, w_gate_up: Tensor, w_down: Tensor, act: str) -> int:
-    rows = int((experts >= 0).sum()) if _has_values(experts) else experts.numel()
-    return expert_flops(rows, *w_down.shape[1:], act).forward
+    return expert_flops(count_assignments(experts), *w_down.shape[1:], act).forward
 
 
 @register_flops("moe_lab::grouped_mlp_backward")
