@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint format notebooks train bench doctor lock clean
+.PHONY: help setup lab test lint format notebooks train bench compile gpu doctor lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -60,6 +60,14 @@ train: $(READY) ## train the shipped model again, into runs/stdlib-moe (about 9 
 bench: $(READY) ## measure this machine's ceilings, time the routers, and record both in data/benchmarks (needs a clean tree)
 	$(BIN)/python -m moe_lab bench ceilings
 	$(BIN)/python -m moe_lab bench routers
+
+compile: $(READY) ## compile every kernel for GPUs that are not here, and say what the compiler made of it
+	$(BIN)/python -m moe_lab compile
+
+gpu: $(READY) ## on a machine with a CUDA device: the tests that need one, then the compile check
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu needs a CUDA device, and torch sees none here; all else runs without one: make test")'
+	$(BIN)/python -m pytest -m gpu tests
+	$(BIN)/python -m moe_lab compile
 
 doctor: $(READY) ## say what this machine can run
 	$(BIN)/python -m moe_lab doctor

@@ -14,7 +14,7 @@ def make_routing(tokens, num_experts, top_k, *, seed=0):
     noise = torch.rand(tokens, num_experts, generator=draw)
     if num_experts > max(top_k, 1):
         noise[:, 1] = -1.0
-    experts = noise.argsort(dim=1, descending=True)[:, :top_k]
+    experts = noise.topk(top_k, dim=1).indices
     empty = torch.rand(tokens, top_k, generator=draw) < 0.1
     weights = (torch.rand(tokens, top_k, generator=draw) + 0.1).masked_fill(empty, 0.0)
     return experts.masked_fill(empty, -1), weights

@@ -31,12 +31,16 @@ def check_tensors(dtypes=DTYPES, **tensors):
 
 
 def family(device):
-    """The name of the GPU's generation in `CONFIGS`: what decides tiles, stages and whether there is TMA."""
+    """The name of the GPU's generation in `CONFIGS`: what decides tiles, stages and whether there is TMA.
+
+    "hopper" is compute capability 9 and 10, which have 227 KB of shared memory for a program. GeForce's Blackwell, 12,
+    has 99 KB, as Ada and the smaller Amperes do.
+    """
     if INTERPRET:
         return "interpreter"
     if torch.version.hip:
         return "cdna"
-    return "hopper" if torch.cuda.get_device_capability(device)[0] >= 9 else "ampere"
+    return "hopper" if torch.cuda.get_device_capability(device)[0] in (9, 10) else "ampere"
 
 
 def choose_config(configs, block_m, x, config=None):

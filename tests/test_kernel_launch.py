@@ -53,6 +53,7 @@ def pretend(monkeypatch):
         ((8, 9), None, "ampere"),
         ((9, 0), None, "hopper"),
         ((10, 0), None, "hopper"),
+        ((12, 0), None, "ampere"),
         ((9, 4), "6.4", "cdna"),
     ],
 )

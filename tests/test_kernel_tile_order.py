@@ -146,7 +146,7 @@ def assert_same(arguments):
     return got
 
 
-@pytest.mark.parametrize("name", [name for name in SHAPES if name != "mixtral"])
+@pytest.mark.parametrize("name", [name for name in SHAPES if name not in ("qwen3", "mixtral")])
 def test_kernel_equals_reference(name):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shape = SHAPES[name]

@@ -17,9 +17,11 @@ PACKAGE = ROOT / "moe_lab"
 
 # A module may import from the rows above its own, and from its own row where that is its own package.
 LAYERS = [
-    {"checks", "activations", "doctor", "checkpoint", "figures", "wide"},
-    {"types", "config", "corpus", "models"},
-    {"routers", "balance", "experts", "accounting"},
+    {"checks", "activations", "doctor", "checkpoint", "figures", "wide", "kernels"},
+    {"types", "config", "corpus", "models", "tracing", "cache", "machine_code"},
+    {"accounting", "schedule"},
+    {"operators"},
+    {"routers", "balance", "experts"},
     {"inputs", "balancers", "losses", "certificate", "dispatch"},
     {"layers"},
     {"lm", "profiling"},
