@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from moe_lab.kernels.tile_order import ORDERS as KERNEL_ORDERS
 
 from moe_lab.accounting.counts import count
 from moe_lab.roofline import (
@@ -21,10 +22,12 @@ from moe_lab.roofline import (
 )
 from moe_lab.routers import expert_capacity
 from moe_lab.routers.capacity import OVERFLOWS, PRIORITIES
+from moe_lab.schedule import SCHEDULERS, cut
 from moe_lab.tracing import Launch, Outside, Record, Step
 from moe_lab.widgets import Accountant, CapacityBins, CollapseAndRescue, ExpertRoofline, RouteOneBatch, TextView
 from moe_lab.widgets import accountant as accounts
 from moe_lab.widgets import capacity_bins as bins
+from moe_lab.widgets import tile_map as tiling
 from moe_lab.widgets.expert_roofline import SKEWS, say_rate, say_time, three_digits
 from moe_lab.widgets.memory_tracer import COUNTS, MemoryTracer
 from moe_lab.widgets.route_one_batch import SCORES, draw_logits, name_idle, resize_logits
@@ -574,3 +577,104 @@ def test_cells_become_rectangles_without_gap_or_overlap(logic):
 def test_large_numbers_have_commas(logic):
     numbers = [0, 7, 999, 1000, 12345, 999999, 1000000, 2**40]
     assert logic("memory_tracer", "argument.map(m.nameNumber)", numbers) == [f"{number:,}" for number in numbers]
+
+
+MAP_TRAITS = ("presets", "preset", "block_m", "tiles_n", "programs", "scheduler", "order", "group_m", "num_xcds")
+MAP_TRAITS += ("launch_cost", "step")
+
+
+def map_states(count):
+    """Loads with and without rows, every choice, every kind of step, and a few with more tiles than are drawn."""
+    rng = random.Random(0)
+    for number in range(count):
+        most = rng.choice([3, 40, 150])
+        widget = tiling.TileMap(
+            [0] * 3 if number == 0 else [rng.choice([0, rng.randint(0, most)]) for _ in range(rng.randint(1, 8))],
+            block_m=128 if number % 50 == 1 else rng.choice(tiling.BLOCKS),
+            tiles_n=16 if number % 50 == 1 else rng.choice([1, 2, 3, 5]),
+            programs=rng.choice([1, 3, 8, 16, 132]),
+            scheduler=SCHEDULERS[number % 4],
+            order=tiling.ORDERS[number // 4 % 5],
+            group_m=rng.choice([1, 3, 16]),
+            num_xcds=rng.choice(tiling.CACHES),
+            launch_cost=rng.choice(tiling.LAUNCH_COSTS),
+        )
+        widget.preset = rng.choice(tiling.PRESETS)
+        if number % 50 == 1:
+            widget.presets = tiling.other_loads([90_000, 10, 20])
+        else:
+            widget.step = rng.choice([0, rng.randint(0, widget.tally()["last_step"]), 10**6])
+        yield widget
+
+
+def test_tile_map_schedules_counts_and_says_the_same(logic):
+    widgets = list(map_states(200))
+    states = [{name: getattr(widget, name) for name in MAP_TRAITS} for widget in widgets]
+    drawn = [number for number, widget in enumerate(widgets) if widget.tiles <= tiling.MOST_TILES]
+    results = logic("tile_map", "argument.map((s) => [m.countTiles(s), m.summarise(s)])", states)
+    assert results == [[widget.tiles, widget.summary()] for widget in widgets]
+    both = "argument.map((s) => { const found = m.schedule(s); return [found, m.tally(s, found)]; })"
+    results = logic("tile_map", both, [states[number] for number in drawn])
+    assert len(drawn) == 196
+    kinds, faults = set(), set()
+    for widget, (found, tally) in zip([widgets[number] for number in drawn], results, strict=True):
+        assert tally == widget.tally()
+        wanted = widget.schedule()
+        assert [(one["expert"], one["rows"]) for one in found["rowTiles"]] == [
+            (one.expert, one.rows) for one in wanted.row_tiles
+        ]
+        assert found["visits"] == [vars(one) for one in wanted.visits]
+        assert [(one["start"], one["ready"], one["waves"], one["end"]) for one in found["launches"]] == [
+            (one.start, one.ready, one.waves, one.end) for one in wanted.launches
+        ]
+        assert [(one["kind"], one["launch"], one["wave"], one["time"]) for one in found["moments"]] == [
+            (one.kind, one.launch, one.wave, one.time) for one in wanted.moments
+        ]
+        kinds.add(tally["kind"])
+        faults.add((tally["never"] > 0, tally["repeated"] > 0))
+    assert kinds == {"launch", "wave", "end"} and faults == {(False, False), (True, False), (True, True)}
+
+
+def test_both_languages_walk_over_tiles_alike(logic):
+    shapes = [(m, n, g, x) for m in (1, 2, 5, 8) for n in (1, 3, 8) for g in (1, 2, 16) for x in (1, 2, 8)]
+    walk = """argument.map(([order, tilesM, tilesN, ...rest]) =>
+        Array.from({ length: tilesM * tilesN }, (_, item) => m.ORDERS[order](item, tilesM, tilesN, ...rest)))"""
+    asked = [[order, *shape] for order in tiling.ORDERS for shape in shapes]
+    found = logic("tile_map", walk, asked)
+    for (order, m, n, g, x), tiles in zip(asked, found, strict=True):
+        assert [tuple(tile) for tile in tiles] == [KERNEL_ORDERS[order](item, m, n, g, x) for item in range(m * n)]
+
+
+def test_both_languages_cut_alike(logic):
+    asked = [[[70, 0, 16, 1], block, padded] for block in tiling.BLOCKS for padded in (False, True)]
+    found = logic("tile_map", "argument.map((a) => m.cut(...a))", asked)
+    assert found == [[vars(one) for one in cut(load, block, padded=padded)] for load, block, padded in asked]
+
+
+def test_a_tile_that_several_items_come_to_is_running_if_one_is(logic):
+    now = {"kind": "wave", "launch": 1, "wave": 2}
+    visits = {"before": (0, 9), "past": (1, 1), "now": (1, 2), "later": (1, 3), "next": (2, 0)}
+    visits = {name: {"launch": launch, "wave": wave} for name, (launch, wave) in visits.items()}
+    asked = [[], ["before"], ["past"], ["now"], ["later"], ["next"], ["past", "later"], ["past", "now", "later"]]
+    found = logic(
+        "tile_map",
+        "argument[1].map((v) => m.stateOfTile(v, argument[0]))",
+        [now, [[visits[n] for n in a] for a in asked]],
+    )
+    assert found == ["never", "done", "done", "running", "waiting", "waiting", "done", "running"]
+    ends = [{"kind": "end", "launch": 2, "wave": 0}, {"kind": "launch", "launch": 1, "wave": 0}]
+    found = logic(
+        "tile_map",
+        "argument[0].map((now) => argument[1].map((v) => m.stateOfTile([v], now)))",
+        [ends, [visits["before"], visits["past"]]],
+    )
+    assert found == [["done", "done"], ["done", "waiting"]]
+
+
+def test_times_and_shares_are_written_alike(logic):
+    values = [0.0, 1.0, 7.25, 1200.5, 999999.75, 2.0**40]
+    assert logic("tile_map", "argument.map(m.plain)", values) == [tiling.plain(value) for value in values]
+    pairs = [
+        [part / 4, whole / 4] for whole in (0, 1, 8, 200, 132 * 7) for part in range(0, whole + 1, 1 + whole // 99)
+    ]
+    assert logic("tile_map", "argument.map((a) => m.perCent(...a))", pairs) == [tiling.per_cent(*a) for a in pairs]

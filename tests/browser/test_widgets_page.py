@@ -12,7 +12,15 @@ from moe_lab.models import published
 from moe_lab.roofline import DEVICES, Device
 from moe_lab.routers import route
 from moe_lab.tracing import Launch, Outside, Record, Step
-from moe_lab.widgets import Accountant, CapacityBins, CollapseAndRescue, ExpertRoofline, RouteOneBatch, TextView
+from moe_lab.widgets import (
+    Accountant,
+    CapacityBins,
+    CollapseAndRescue,
+    ExpertRoofline,
+    RouteOneBatch,
+    TextView,
+    TileMap,
+)
 from moe_lab.widgets.expert_roofline import say_rate, say_time, three_digits
 from moe_lab.widgets.memory_tracer import MemoryTracer
 
@@ -132,6 +140,12 @@ def tracer(num_experts=8, **options):
     return MemoryTracer(record, **{"program": 1, "step": 1, **options})
 
 
+def tile_map(num_experts=8, **options):
+    """Ragged loads, some of them empty; the published map by default, since it has every kind of tile."""
+    load = [(37 * expert) % 130 if expert % 5 != 3 else 0 for expert in range(num_experts)]
+    return TileMap(load, **{"order": "broken_column_major", "tiles_n": 5, "step": 2, **options})
+
+
 def state_of(page, *names):
     return page.evaluate("(names) => Object.fromEntries(names.map((name) => [name, model.get(name)]))", list(names))
 
@@ -214,6 +228,20 @@ TRACER_CONTROLS = [
     ("combobox", "Count"),
     ("checkbox", "Show as table"),
 ]
+MAP_CONTROLS = [
+    ("combobox", "Load"),
+    ("combobox", "Scheduler"),
+    ("combobox", "Rows a tile"),
+    ("slider", "Column tiles"),
+    ("slider", "Multiprocessors"),
+    ("combobox", "Launch cost"),
+    ("combobox", "Order"),
+    ("slider", "Row tiles a group"),
+    ("combobox", "Caches (chiplets)"),
+    ("slider", "Step"),
+    ("button", "Play"),
+    ("checkbox", "Show as table"),
+]
 READING_CONTROLS = [("textbox", "Text to read"), ("combobox", "Layer"), ("combobox", "Choice")]
 
 
@@ -227,6 +255,7 @@ READING_CONTROLS = [("textbox", "Text to read"), ("combobox", "Layer"), ("combob
         (roof, ROOF_CONTROLS),
         (account, ACCOUNT_CONTROLS),
         (tracer, TRACER_CONTROLS),
+        (tile_map, MAP_CONTROLS),
     ],
 )
 def test_every_control_has_a_name(page, mount, make, controls):
@@ -253,6 +282,8 @@ def test_the_sentence_is_pythons(page, mount):
         account(16),
         tracer(),
         tracer(64, program=128, step=0),
+        tile_map(),
+        tile_map(64, scheduler="loop", step=0),
     ):
         mount(widget)
         expect_summary(page, widget.summary())
@@ -277,6 +308,8 @@ def test_the_sentence_is_pythons(page, mount):
         (published_account, 8),
         (tracer, 2),
         (tracer, 64),
+        (tile_map, 2),
+        (tile_map, 64),
     ],
 )
 def test_text_reads_on_any_background_and_fits(page, mount, make, num_experts, dark):
@@ -287,7 +320,7 @@ def test_text_reads_on_any_background_and_fits(page, mount, make, num_experts, d
     assert page.evaluate("document.documentElement.scrollWidth") <= 500
 
 
-@pytest.mark.parametrize("make", [batch, reading, bins, rescue, roof, account, tracer])
+@pytest.mark.parametrize("make", [batch, reading, bins, rescue, roof, account, tracer, tile_map])
 def test_cleanup_leaves_nothing(page, mount, make):
     mount(make())
     assert page.evaluate("model.count()") > 5
@@ -1078,3 +1111,246 @@ def test_two_tracers_keep_their_patterns_apart(page, mount):
     first = set(ids)
     mount(tracer())
     assert not first & set(page.evaluate("[...document.querySelectorAll('pattern')].map((one) => `url(#${one.id})`)"))
+
+
+def test_map_by_keyboard(page, mount):
+    widget = TileMap(step=0)
+    mount(widget)
+
+    def expect(**changes):
+        for name, value in changes.items():
+            setattr(widget, name, value)
+        expect_summary(page, widget.summary())
+        assert state_of(page, *changes) == changes
+
+    step = page.get_by_role("slider", name="Step")
+    assert step.get_attribute("aria-valuetext") == "launch 1 of 1"
+    for key, number in (("ArrowRight", 1), ("End", 7), ("ArrowRight", 7), ("Home", 0), ("ArrowRight", 1)):
+        step.press(key)
+        expect(step=number)
+    assert step.get_attribute("aria-valuetext") == "wave 1 of 6, 8 tiles"
+    for name, key, trait, value in (
+        ("Column tiles", "ArrowRight", "tiles_n", 5),
+        ("Column tiles", "Home", "tiles_n", 1),
+        ("Multiprocessors", "ArrowLeft", "programs", 7),
+        ("Multiprocessors", "End", "programs", 132),
+    ):
+        page.get_by_role("slider", name=name).press(key)
+        expect(**{trait: value})
+    for name, trait, value in (
+        ("Load", "preset", "half on one expert"),
+        ("Scheduler", "scheduler", "loop"),
+        ("Rows a tile", "block_m", 16),
+        ("Launch cost", "launch_cost", 0.25),
+        ("Caches (chiplets)", "num_xcds", 4),
+    ):
+        page.get_by_role("combobox", name=name).select_option(str(value))
+        expect(**{trait: value})
+
+
+def test_map_says_which_controls_apply(page, mount):
+    mount(TileMap())
+    order, group = page.get_by_role("combobox", name="Order"), page.get_by_role("slider", name="Row tiles a group")
+    said = page.locator(".applies")
+    assert order.is_enabled() and group.is_disabled() and "for the orders grouped and xcd remapped" in said.inner_text()
+    order.select_option("grouped")
+    page.wait_for_function("!box.querySelector('[name=group_m]').disabled")
+    assert said.inner_text() == ""
+    group.press("ArrowRight")
+    assert state_of(page, "order", "group_m") == {"order": "grouped", "group_m": 5}
+    order.select_option("xcd_remapped")
+    page.wait_for_function("box.querySelector('.applies').textContent.startsWith('With one cache')")
+    page.evaluate("model.set('num_xcds', 8); model.set('programs', 9)")
+    page.wait_for_function("box.querySelector('.applies').textContent.startsWith('Chiplets take items in turn only')")
+    for scheduler, enabled in (("padded", False), ("loop", False), ("persistent", True), ("grouped", True)):
+        page.get_by_role("combobox", name="Scheduler").select_option(scheduler)
+        page.wait_for_function(f"box.querySelector('[name=order]').disabled === {str(not enabled).lower()}")
+        assert group.is_enabled() == enabled and ("go row by row" in said.inner_text()) != enabled
+
+
+# The boxes of a path: how many, and what they cover.
+BOXES = """(path) => [...path.getAttribute("d").matchAll(/M\\S+ \\S+h([0-9.]+)v([0-9.]+)h/g)]
+    .map(([, wide, high]) => wide * high)"""
+
+
+def boxes(page, selector):
+    return page.locator(selector).evaluate(BOXES)
+
+
+@pytest.mark.parametrize("scheduler", ["loop", "padded", "grouped", "persistent"])
+@pytest.mark.parametrize(
+    ("order", "tiles_n"), [("grouped", 3), ("broken_column_major", 3), ("broken_column_major", 14)]
+)
+def test_map_draws_what_python_counts(page, mount, scheduler, order, tiles_n):
+    widget = tile_map(scheduler=scheduler, order=order, tiles_n=tiles_n, step=4, launch_cost=0.5)
+    mount(widget)
+    found, counts = widget.schedule(), widget.tally()
+    here = found.moments[4]
+    later = {(one.launch, one.wave) for one in found.moments[5:] if one.kind == "wave"}
+    running = found.running(here)
+    done = [one for one in found.visits if (one.launch, one.wave) not in later and one not in running]
+    tiles = {kind: {(one.tile_m, one.tile_n) for one in some} for kind, some in (("running", running), ("done", done))}
+    tiles["done"] -= tiles["running"]
+    for kind, some in tiles.items():
+        assert len(boxes(page, f".map .area.{kind}")) == len(some), kind
+    assert len(boxes(page, ".map .area.never")) == counts["never"]
+    assert len(boxes(page, ".map .area.repeated")) == counts["repeated"]
+    assert len(boxes(page, ".map path.now")) == len(tiles["running"])
+    wide, high = min(60, 336 / tiles_n), min(24, 340 / len(found.row_tiles))
+    empty = sum(1 - one.rows / found.block_m for one in found.row_tiles)
+    assert sum(boxes(page, ".map .area.padding")) == pytest.approx(tiles_n * empty * wide * high, rel=0.01)
+    # on the right: the same visits over time, the launches and what is left over
+    assert len(boxes(page, ".chart .area.running")) == len(running)
+    assert len(boxes(page, ".chart .area.done")) == len(done)
+    unit = 370 / found.makespan * min(24, 336 / found.programs)
+    for kind, time in (
+        ("launch", counts["launching"]),
+        ("tail", counts["tail"]),
+        ("padding", counts["rows_empty"] / found.block_m),
+    ):
+        assert sum(boxes(page, f".chart .area.{kind}")) == pytest.approx(time * unit, rel=0.01), kind
+    label = page.get_by_role("img", name="Tiles,").get_attribute("aria-label")
+    assert f"{len(tiles['done'])} done, {len(tiles['running'])} running" in label
+    assert (f"{counts['never']} never written" in label) == (counts["never"] > 0)
+    items = [[] for _ in range(found.tiles)]
+    for one in found.visits:
+        items[one.tile_m * tiles_n + one.tile_n].append(str(one.item))
+    texts = page.locator(".map text.middle").all_text_contents()[1:]  # the first is the title of the columns
+    assert len(texts) == (found.tiles if high >= 11 else 0)
+    for come, text in zip(items, texts, strict=False):
+        room = [" ".join(come[:2]) + (" \u2026" if len(come) > 2 else ""), come[0], ""] if come else ["never", "\u00d7"]
+        assert text == (room[0] if wide > 40 else text) and text in room
+
+
+def test_map_numbers_and_legend(page, mount):
+    widget = tile_map(tiles_n=3, num_xcds=2)
+    mount(widget)
+
+    def figures():
+        names, values = (page.locator(f".figures {tag}").all_inner_texts() for tag in ("dt", "dd"))
+        return dict(zip(names, values, strict=True))
+
+    found, shown = widget.tally(), figures()
+    time = widget.programs * found["makespan"]
+    assert shown == {
+        "Tiles": str(found["tiles"]),
+        "Launches": "1",
+        "Makespan": f"{found['makespan']:g}",
+        "Busy": f"{100 * found['visits'] / time:.0f} %",
+        "Launching": f"{100 * found['launching'] / time:.0f} %",
+        "Tail": f"{100 * found['tail'] / time:.0f} % ({found['tail']:g} tile times)",
+        "Padding": f"{100 * found['rows_empty'] / found['rows_computed']:.0f} %",
+        "Never written": str(found["never"]),
+        "Written more than once": str(found["repeated"]),
+        "Running now": str(found["running"]),
+        "They read": f"{found['x_panels']} of x, {found['w_panels']} of w",
+        "Panels in all waves": f"{found['panels']} of {2 * found['visits']} without sharing",
+    }
+    assert found["never"] and found["repeated"]
+    legend = page.locator(".legend > span")
+    wanted = ["done", "running now", "padding", "launch", "out of work", "never written", "written more than once"]
+    assert legend.all_inner_texts() == wanted
+    page.get_by_role("combobox", name="Order").select_option("row_major")
+    page.get_by_role("combobox", name="Launch cost").select_option("0")
+    page.wait_for_function("box.querySelectorAll('.legend > span').length === 4")
+    assert legend.all_inner_texts() == ["done", "running now", "padding", "out of work"]
+
+
+def test_map_plays_to_the_end_and_says_so_once(page, mount):
+    page.clock.install(time=0)
+    page.clock.pause_at(3_600_000)
+    widget = TileMap(step=5)
+    mount(widget)
+    first = page.locator(".summary").inner_text()
+    page.get_by_role("button", name="Play").press("Enter")
+    page.clock.run_for(700)
+    assert state_of(page, "step") == {"step": 6} and page.locator(".summary").inner_text() == first
+    page.clock.run_for(2000)
+    assert state_of(page, "step") == {"step": 7} and page.evaluate("model.saved") == 1
+    widget.step = 7
+    expect_summary(page, widget.summary())
+    page.get_by_role("button", name="Play").press("Enter")  # from the start again
+    page.clock.run_for(700)
+    page.get_by_role("button", name="Pause").press("Enter")
+    page.clock.run_for(2000)
+    widget.step = 1
+    expect_summary(page, widget.summary())
+    page.get_by_role("button", name="Play").press("Enter")
+    page.evaluate("cleanup()")
+    page.clock.run_for(2000)
+    assert state_of(page, "step") == {"step": 1}, "nothing plays on after the widget is gone"
+
+
+def test_map_jumps_where_motion_is_unwanted(page, mount):
+    page.clock.install(time=0)
+    page.clock.pause_at(3_600_000)
+    page.emulate_media(reduced_motion="reduce")
+    widget = TileMap()
+    mount(widget)
+    page.get_by_role("button", name="Jump to the end").press("Enter")
+    assert state_of(page, "step") == {"step": 7}, "at once, with no time passing"
+    page.clock.run_for(100)
+    widget.step = 7
+    expect_summary(page, widget.summary())
+    assert page.evaluate("model.saved") == 1
+
+
+def test_map_as_a_table(page, mount):
+    widget = tile_map(tiles_n=3)
+    mount(widget)
+    assert not page.get_by_role("table", name="Steps").is_visible()
+    page.get_by_label("Show as table").check()
+    page.get_by_role("table", name="Steps").wait_for()
+    found = widget.schedule()
+    read = {
+        name: [row.split("\t") for row in page.get_by_role("table", name=name).get_by_role("row").all_inner_texts()]
+        for name in ("Tiles by work item", "Steps", "Multiprocessors")
+    }
+    assert read["Tiles by work item"][0] == ["Row tile", "Expert", "Rows in use", "Column 0", "Column 1", "Column 2"]
+    items = {}
+    for one in found.visits:
+        items.setdefault((one.tile_m, one.tile_n), []).append(str(one.item))
+    for number, (row, tile) in enumerate(zip(read["Tiles by work item"][1:], found.row_tiles, strict=True)):
+        assert row[:3] == [str(number), str(tile.expert), str(tile.rows)]
+        for column, cell in enumerate(row[3:]):
+            come = items.get((number, column))
+            assert cell.rpartition(" ")[0] == ", ".join(come) if come else cell == "never"
+            assert come is None or cell.rpartition(" ")[2] in ("done", "running", "waiting")
+    for step, (row, moment) in enumerate(zip(read["Steps"][1:], found.moments, strict=True)):
+        assert row[:2] == [str(step), f"{moment.time:g}"]
+        assert row[3:] == [str(number) for number in (len(found.running(moment)), *found.panels(moment))]
+    for who, row in enumerate(read["Multiprocessors"][1:]):
+        own = [str(one.item) for one in found.visits if one.multiprocessor == who]
+        assert row == [str(who), str(len(own)), ", ".join(own)]
+    assert not page.locator(".picture").is_visible()
+
+
+def test_map_without_tiles_or_with_too_many(page, mount):
+    widget = TileMap([0, 0])
+    mount(widget)
+    expect_summary(page, widget.summary())
+    for part in (".picture", ".figures", ".tables"):
+        assert not page.locator(part).is_visible()
+    widget = TileMap([40_000, 0], block_m=128)
+    mount(widget)
+    assert page.locator(".picture").is_visible()
+    page.get_by_role("combobox", name="Rows a tile").select_option("16")
+    widget.block_m = 16
+    assert "at most 8,192 are drawn" in widget.summary()
+    expect_summary(page, widget.summary())
+    assert not page.locator(".picture").is_visible() and page.get_by_role("slider", name="Step").is_disabled()
+    page.get_by_role("combobox", name="Rows a tile").select_option("64")
+    widget.block_m = 64
+    expect_summary(page, widget.summary())
+    assert page.locator(".picture").is_visible() and page.get_by_role("slider", name="Step").is_enabled()
+
+
+def test_two_maps_keep_their_patterns_apart(page, mount):
+    known = []
+    for _ in range(2):
+        mount(tile_map())
+        fills = page.evaluate("[...box.querySelectorAll('.area')].map((path) => path.getAttribute('fill'))")
+        ids = page.evaluate("[...document.querySelectorAll('pattern')].map((pattern) => `url(#${pattern.id})`)")
+        assert fills and set(fills) <= set(ids) and len(ids) == len(set(ids))
+        known += ids
+    assert len(known) == len(set(known))
