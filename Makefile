@@ -41,7 +41,8 @@ lab: $(READY) ## open JupyterLab on lesson 00, on this machine only (PORT=8888)
 	  --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: lint ## ruff, every test, and every notebook compared with its committed outputs
-	$(BIN)/python -m pytest --nbval tests moe_lab notebooks
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal tests moe_lab
+	$(BIN)/python -m pytest --nbval notebooks
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -77,5 +78,5 @@ lock: ## write requirements.lock from what .venv holds (after changing pyproject
 	  sed -E -e 's/\+cpu$$//' -e "s/^(triton==.*)/\1; sys_platform == 'linux'/" > requirements.lock
 
 clean: ## delete .venv and every cache
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-import moe_lab  # noqa: F401  (sets OpenMP's waiting before torch loads it, here and for the notebooks' kernels)
+import moe_lab  # sets OpenMP's waiting before torch loads it, here and for the notebooks' kernels
 import moe_lab.kernels  # noqa: F401  (without a GPU, switches Triton's interpreter on before anything imports triton)
 
 os.environ["MOE_LAB_PROGRESS"] = str(Path(tempfile.mkdtemp(prefix="moe-lab-")) / "progress.json")

@@ -29,6 +29,7 @@ def activate_reference(hidden, activation):
     gate, up = hidden.chunk(2, dim=-1)
     return REFERENCES[function](gate) * up
 
+
 REFERENCES = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 """What the functions below are held against."""
 

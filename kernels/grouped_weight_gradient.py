@@ -39,8 +39,8 @@ CONFIGS = {
 
 def grouped_weight_gradient_reference(left, right, start, block_m):
     """The same gradients, an expert at a time."""
-    ends = start.tolist()
-    return torch.stack([left[a:b].T @ right[a:b] for a, b in zip(ends, ends[1:], strict=False)])
+    blocks = [slice(int(start[e]), int(start[e + 1])) for e in range(start.numel() - 1)]
+    return torch.stack([left[block].T @ right[block] for block in blocks])
 
 
 @triton.jit

@@ -15,7 +15,6 @@ columns behind it this costs about 2 * bytes_a_number * FLOP_rate / (2 * d_exper
 Source: the permute of MegaBlocks (arXiv:2211.15841, section 5.2); token-major, since x is the smaller side.
 """
 
-import torch
 import triton
 import triton.language as tl
 

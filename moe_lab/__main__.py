@@ -174,9 +174,9 @@ def add_compile(commands) -> None:
     parser = commands.add_parser(
         "compile",
         help="compile the kernels for GPUs that are not here, and say what the compiler made",
-        description="Compiles every kernel in every configuration for the targets that it is meant for; needs Triton and "
-        "no GPU. Registers and spilled bytes are a thread's, shared bytes a program's. What was compiled before comes "
-        "from Triton's cache.",
+        description="Compiles every kernel in every configuration for the targets that it is meant for; needs Triton "
+        "and no GPU. Registers and spilled bytes are a thread's, shared bytes a program's. What was compiled before "
+        "comes from Triton's cache.",
     )
     parser.add_argument("kernel", nargs="*", metavar="KERNEL", help="name of a file in kernels/; all if left out")
     parser.add_argument(
@@ -187,24 +187,31 @@ def add_compile(commands) -> None:
         help="sm_80, sm_90, sm_100, gfx942 or gfx950; all if left out",
     )
     parser.add_argument("--config", metavar="NAME", help="one name of the kernels' CONFIGS; all if left out")
-    parser.add_argument("--workers", type=int, help="processes that compile; one a core if left out")
+    parser.add_argument("--folder", type=Path, help="another folder of kernel files than kernels/")
+    parser.add_argument("--workers", type=int, help="processes that compile; one a core, at most 8, if left out")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="fail if anything is worse than in this record")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the rows of everything to this file as well")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.set_defaults(run=run_compile)
 
 
 def run_compile(options) -> int:
-    """Print the rows; fails unless every one compiled."""
-    from moe_lab.machine_code import compile_kernels, describe, write_record
+    """Print the rows; fails unless every one compiled, and none is worse than recorded."""
+    from moe_lab.machine_code import compare, compile_kernels, describe, read_record, select_rows, write_record
 
-    if options.record and (options.kernel or options.target or options.config):
+    asked = options.kernel, options.target, options.config
+    if options.record and any(asked):
         raise ValueError("--record is for everything: leave out KERNEL, --target and --config")
-    triton, rows = compile_kernels(options.kernel, options.target, options.config, workers=options.workers)
+    before, recorded = read_record(options.against) if options.against else (None, [])
+    triton, rows = compile_kernels(*asked, folder=options.folder, workers=options.workers)
     print(json.dumps([row.as_dict() for row in rows], indent=2) if options.json else describe(rows))
+    worse = compare(select_rows(recorded, *asked), rows) if options.against else []
+    if worse:
+        print(f"worse than recorded (Triton {before} then, {triton} now):", *worse, sep="\n  ", file=sys.stderr)
     if options.record:
         write_record(options.record, triton, rows)
         print(f"recorded: {options.record}", file=sys.stderr)
-    return 0 if all(row.ok for row in rows) else 1
+    return 0 if all(row.ok for row in rows) and not worse else 1
 
 
 def add_experiment(commands) -> None:

@@ -273,14 +273,27 @@ def _chip(chip: Chip | str, l2_bytes: int | None, programs: int | None) -> Chip:
     return replace(chip, **{name: value for name, value in changes.items() if value is not None})
 
 
+def find_order(order: str | Order) -> Order:
+    """An order by its name, or the function itself.
+
+    Example:
+        >>> find_order("row_major")(5, 2, 3)
+        (1, 2)
+
+    Raises ValueError for an unknown name, ImportError for a name where triton is missing.
+    """
+    if not isinstance(order, str):
+        return order
+    from moe_lab.kernels.tile_order import ORDERS  # here, since this file is of use without triton
+
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, or a function; got {order!r}")
+    return ORDERS[order]
+
+
 def _work(order: str | Order, gemm: Gemm, grid_m: int, group_m: int, chip: Chip) -> Iterator[tuple[int, int, int]]:
     """(tile_m, tile_n, cache) of every item that has work, in the order of the items."""
-    if isinstance(order, str):
-        from moe_lab.kernels.tile_order import ORDERS  # here, since this file is of use without triton
-
-        if order not in ORDERS:
-            raise ValueError(f"order must be one of {', '.join(ORDERS)}, or a function; got {order!r}")
-        order = ORDERS[order]
+    order = find_order(order)
     tiles_m, tiles_n = gemm.tiles_m, gemm.tiles_n
     for item in range(grid_m * tiles_n):
         tile_m, tile_n = order(item, grid_m, tiles_n, group_m, chip.caches)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
-from moe_lab.cache import Gemm, Order, Tile
+from moe_lab.cache import Gemm, Order, Tile, find_order
 from moe_lab.checks import check_number, check_whole
 
 SCHEDULERS = ("loop", "padded", "grouped", "persistent")
@@ -265,24 +265,6 @@ def by_rows(item: int, tiles_m: int, tiles_n: int, *_) -> Tile:
         [(0, 0), (0, 1), (0, 2), (1, 0)]
     """
     return divmod(item, tiles_n)
-
-
-def find_order(order: str | Order) -> Order:
-    """An order by its name, or the function itself.
-
-    Example:
-        >>> find_order(by_rows) is by_rows
-        True
-
-    Raises ValueError for an unknown name, ImportError for a name where triton is missing.
-    """
-    if not isinstance(order, str):
-        return order
-    from moe_lab.kernels.tile_order import ORDERS  # here, since this file is of use without triton
-
-    if order not in ORDERS:
-        raise ValueError(f"order must be one of {', '.join(ORDERS)}, or a function; got {order!r}")
-    return ORDERS[order]
 
 
 def _items(place: Order, row_tiles: Sequence[RowTile], tiles_n: int, group_m: int, num_xcds: int):

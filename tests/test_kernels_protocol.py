@@ -73,11 +73,11 @@ def test_the_bridge_answers_to_one_name():
     assert moe_lab.kernels.__path__ == [str(ROOT / "kernels")]
     assert not (ROOT / "kernels" / "__init__.py").exists(), "it would hide Hugging Face's package of that name"
     for path in (ROOT / "kernels").glob("*.py"):
-        names = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.Import, ast.ImportFrom))]
-        for node in names:
-            roots = [alias.name.split(".")[0] for alias in node.names] if isinstance(node, ast.Import) else [node.module]
-            if not getattr(node, "level", 0):
-                assert {root.split(".")[0] for root in roots} <= {"torch", "triton", "typing"}, (path.name, roots)
+        for node in ast.walk(ast.parse(path.read_text())):
+            roots = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                roots = [node.module]
+            assert {root.split(".")[0] for root in roots} <= {"torch", "triton", "typing"}, (path.name, roots)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU kernels are compiled, and nothing comes too late")

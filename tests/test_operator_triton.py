@@ -1,4 +1,4 @@
-"""moe_lab::triton_mlp: every way through the kernels against the loop in float64, and what PyTorch asks of an operator."""
+"""moe_lab::triton_mlp: each way through the kernels against the loop in float64; what PyTorch asks of an operator."""
 
 import dataclasses
 
@@ -13,7 +13,6 @@ from moe_lab.accounting.layer import expert_flops, linear_flops
 from moe_lab.activations import ACTIVATIONS
 from moe_lab.experts import SAVES
 from moe_lab.inputs import SPREADS, make_layer_inputs
-from moe_lab.kernels.sort_tokens import RowTable
 from moe_lab.operators import triton_mlp as module
 from moe_lab.operators.triton_mlp import Plan, make_plan
 
@@ -251,8 +250,9 @@ def test_opcheck_forward(save, gather):
     arguments, _ = arguments_of(save, gather, empty_slots=0.3)
     torch.library.opcheck(torch.ops.moe_lab.triton_mlp.default, arguments)
     if save != "nothing":
-        learning = [a.clone().requires_grad_() if torch.is_tensor(a) and a.is_floating_point() else a for a in arguments]
-        torch.library.opcheck(torch.ops.moe_lab.triton_mlp.default, tuple(learning))
+        x, experts, *learning = arguments[:5]
+        x, *learning = (tensor.clone().requires_grad_() for tensor in (x, *learning))
+        torch.library.opcheck(torch.ops.moe_lab.triton_mlp.default, (x, experts, *learning, *arguments[5:]))
 
 
 @pytest.mark.parametrize("wanted", [(True, True, True, True), (False, True, False, False)])

@@ -8,7 +8,7 @@ worker with it and nothing else.
 """
 
 from moe_lab.machine_code.build import compile_kernels, select_jobs
-from moe_lab.machine_code.record import compare, read_record, write_record
+from moe_lab.machine_code.record import compare, read_record, select_rows, write_record
 from moe_lab.machine_code.rows import Row, describe
 from moe_lab.machine_code.snippet import CompileError, MachineCode, compile_kernel
 from moe_lab.machine_code.targets import TARGETS, targets_of
@@ -24,6 +24,7 @@ __all__ = [
     "describe",
     "read_record",
     "select_jobs",
+    "select_rows",
     "targets_of",
     "write_record",
 ]

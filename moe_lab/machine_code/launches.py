@@ -5,6 +5,7 @@ and no storage; Triton itself derives types, alignments and constants from the a
 """
 
 import importlib
+import inspect
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -61,20 +62,24 @@ def kernel_file(name: str):
     return importlib.import_module(f"moe_lab.kernels.{name}")
 
 
-def config_names(kernel: str) -> list[str | None]:
-    """The names in the kernel's `CONFIGS`; [None] if it has none."""
-    names = list(getattr(kernel_file(kernel), "CONFIGS", None) or [None])
+def ways_to_launch(kernel: str) -> dict[str, list[str | None]]:
+    """The names in the kernel's `CONFIGS`, or [None]; and those in its `VARIANTS`, after None for the plain way."""
+    module = kernel_file(kernel)
+    names = list(getattr(module, "CONFIGS", None) or [None])
     for name in names:
         targets_of(name)  # refuses a name that means no GPU
-    return names
+    return {"configs": names, "variants": [None, *getattr(module, "VARIANTS", {})]}
 
 
-def compile_launches(kernel: str, config: str | None, target: str, say: Callable[..., None]) -> None:
+def compile_launches(
+    kernel: str, variant: str | None, config: str | None, target: str, say: Callable[..., None]
+) -> None:
     """Compile every launch of one kernel file; ``say(launch=...)`` before each, ``say(row=...)`` after it."""
     launcher = getattr(kernel_file(kernel), kernel, None)
     if launcher is None:
         raise ValueError(f"{kernel}.py has no function {kernel} to launch it with")
-    inputs = make_inputs(kernel, (config or "").endswith("_small"), "float32" if config == "float32" else "bfloat16")
+    dtype = "float32" if config == "float32" else "bfloat16"
+    inputs, options = make_arguments(kernel, variant, (config or "").endswith("_small"), dtype)
     launched = 0
 
     def compile_one(function, run, *arguments, **options):
@@ -89,23 +94,32 @@ def compile_launches(kernel: str, config: str | None, target: str, say: Callable
 
     driver.set_active(Elsewhere(target))
     with launches_go_to(compile_one):
-        launcher(*inputs, **({} if config is None else {"config": config}))
+        launcher(*inputs, **options, **({} if config is None else {"config": config}))
     if not launched:
         raise ValueError(f"{kernel} launched no kernel on the shape {SHAPE!r}")
 
 
 @lru_cache(maxsize=8)  # the targets of one configuration come one after the other
-def make_inputs(kernel: str, small: bool, dtype: str) -> tuple:
-    """The arguments of the launcher, on "meta"."""
+def make_arguments(kernel: str, variant: str | None, small: bool, dtype: str) -> tuple[tuple, dict]:
+    """The arguments of the launcher, on "meta", and its keywords.
+
+    What a variant changes goes to `make_inputs` if that takes it, and to the launcher unless it is among the inputs.
+    """
     import torch
 
     module = kernel_file(kernel)
     if SHAPE not in module.SHAPES:
         raise ValueError(f"SHAPES of {kernel}.py has no {SHAPE!r}, the shape that kernels are compiled for")
-    shape = dict(module.SHAPES[SHAPE])
+    changes = {} if variant is None else module.VARIANTS[variant]
+    making, launching = inspect.signature(module.make_inputs), inspect.signature(getattr(module, kernel))
+    shape = {**module.SHAPES[SHAPE], **{name: value for name, value in changes.items() if name in making.parameters}}
     if small and "block_m" in shape:
         shape["block_m"] = FEW_ROWS
-    return module.make_inputs(**shape, dtype=getattr(torch, dtype), device="meta")
+    inputs = module.make_inputs(**shape, dtype=getattr(torch, dtype), device="meta")
+    free = set(launching.parameters) - set(launching.bind_partial(*inputs).arguments)
+    if unknown := set(changes) - set(making.parameters) - free:
+        raise ValueError(f"VARIANTS of {kernel}.py has {min(unknown)!r}, which neither {kernel} nor make_inputs takes")
+    return inputs, {name: value for name, value in changes.items() if name in free}
 
 
 @contextmanager
@@ -155,7 +169,11 @@ def resource_usage(cubin: bytes) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """The compiler's message: that of the innermost function, where one calls another, with its line."""
+    """The compiler's message: that of the innermost function, where one calls another, with its line.
+
+    What follows in an assembler's message is its command, with files that are gone by then.
+    """
     while isinstance(error.__cause__, triton.TritonError):
         error = error.__cause__
-    return str(error) if isinstance(error, triton.TritonError | ValueError) else f"{type(error).__name__}: {error}"
+    said = str(error).partition("Repro command")[0].strip()
+    return said if isinstance(error, triton.TritonError | ValueError) else f"{type(error).__name__}: {said}"

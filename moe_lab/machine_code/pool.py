@@ -100,7 +100,7 @@ class Worker:
                 env={**os.environ, **_environment(), "TMPDIR": self._scratch.name},
                 text=True,
                 encoding="utf-8",
-                start_new_session=True,  # Ctrl-C is for us; we end the worker, and the assembler that it may have started
+                start_new_session=True,  # Ctrl-C is for us; we end the worker, and the assembler that it started
             )
 
     def _stop(self) -> None:
@@ -119,7 +119,8 @@ class Worker:
         code = process.wait()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         said = self._log.read_text(encoding="utf-8", errors="replace").strip() if self._log.is_file() else ""
-        lines = [line for line in said.splitlines() if "rror" in line or "ssert" in line] or said.splitlines()[-1:]
+        telling = [line for line in said.splitlines() if "error" in line.lower() or "assert" in line.lower()]
+        lines = telling or said.splitlines()[-1:]
         return f"the compiler's process ended ({how})" + (f": {lines[0].strip()[:300]}" if lines else "")
 
 
@@ -191,7 +192,7 @@ def _kill(process: subprocess.Popen) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """A real compiler instead of the interpreter, one thread a worker, and Triton's cache where files may be written."""
+    """A real compiler instead of the interpreter, one thread a worker, Triton's cache where files may be written."""
     return {
         "TRITON_INTERPRET": "0",
         "OMP_NUM_THREADS": "1",
@@ -200,7 +201,7 @@ def _environment() -> dict[str, str]:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: in the checkout, or in the user's cache where this was installed from a wheel."""
+    """Where compiled kernels are kept: in the checkout, or in the user's cache for what was installed from a wheel."""
     if (ROOT / "pyproject.toml").is_file():
         return ROOT / ".cache" / "triton"
     return platformdirs.user_cache_path("moe-lab") / "triton"

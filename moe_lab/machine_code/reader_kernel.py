@@ -26,9 +26,10 @@ def compile_source(path: str, name: str | None, signature: dict, target: str, op
 
 
 def find_kernel(path: str, name: str | None):
-    """Run the file as a module and take its kernel."""
+    """Run the file as a module, which has `triton` and `tl`, and take its kernel."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
+    vars(module).update(triton=triton, tl=triton.language)
     spec.loader.exec_module(module)
     kernels = {key: value for key, value in vars(module).items() if isinstance(value, triton.JITFunction)}
     if not kernels:
@@ -53,6 +54,15 @@ def split_signature(kernel, signature: dict) -> tuple[dict, dict, dict]:
         if not isinstance(value, str):
             raise ValueError(f"{name} must be a type such as '*fp32', 'i32' or 'fp32', got {value!r}")
         types[name], _, multiple = value.partition(":")
+        if types[name].lstrip("*") not in known_types() and not types[name].startswith("tensordesc<"):
+            raise ValueError(f"{name} must be one of {', '.join(known_types())}, with * for a pointer; got {value!r}")
         if types[name].startswith("*") or multiple == "16":
             attributes[(place,)] = [["tt.divisibility", 16]]
     return types, constants, attributes
+
+
+def known_types() -> list[str]:
+    """The numbers that a parameter may be or point to, as Triton writes them in a signature."""
+    dtype = triton.language.dtype
+    whole = [name.replace("uint", "u").replace("int", "i") for name in (*dtype.SINT_TYPES, *dtype.UINT_TYPES)]
+    return ["i1", *(name for name in whole if name != "i1"), *dtype.FP_TYPES]

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_lab.checkpoint import read_json
 from moe_lab.machine_code.rows import Row
 
 
@@ -22,11 +21,32 @@ def write_record(path: Path, triton: str, rows: Sequence[Row]) -> None:
 
 def read_record(path: Path) -> tuple[str, list[Row]]:
     """(version of Triton, rows) of a record; ValueError with the path where it is damaged."""
+    from moe_lab.checkpoint import read_json  # torch comes with it, and a worker for a reader's kernel does without
+
     value = read_json(path)
     try:
         return value["triton"], [Row(**row) for row in value["rows"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is no record of compiled kernels ({error}); write it again") from error
+
+
+def select_rows(
+    recorded: Sequence[Row], kernels: Sequence[str] = (), targets: Sequence[str] = (), config: str | None = None
+) -> list[Row]:
+    """Those rows that `compile_kernels` makes when asked for these; an empty list means all.
+
+    Example:
+        >>> rows = [Row("dot:transposed", "hopper", "sm_90", True), Row("add", None, "sm_80", True)]
+        >>> [row.name for row in select_rows(rows, ["dot"])], select_rows(rows, targets=["gfx942"])
+        (['dot:transposed hopper sm_90'], [])
+    """
+    return [
+        row
+        for row in recorded
+        if not kernels or row.file in kernels
+        if not targets or row.target in targets
+        if config is None or row.config == config
+    ]
 
 
 def compare(recorded: Sequence[Row], rows: Sequence[Row]) -> list[str]:

@@ -1,5 +1,6 @@
 """One row a kernel, configuration and target; and the rows as a table."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -22,6 +23,16 @@ class Row:
     error: str | None = None
 
     @property
+    def file(self) -> str:
+        """The name of the kernel file, which ``kernel`` begins with.
+
+        Example:
+            >>> Row("sort_tokens:widest/count", None, "sm_90", True).file
+            'sort_tokens'
+        """
+        return re.split("[:/]", self.kernel)[0]
+
+    @property
     def name(self) -> str:
         """Kernel, configuration and target in one line."""
         return " ".join(part for part in (self.kernel, self.config, self.target) if part)
@@ -40,19 +51,20 @@ def describe(rows: Sequence[Row]) -> str:
     """The rows as a table, and how many compiled.
 
     Example:
-        >>> print(describe([Row("add", None, "sm_90", True, 16, 0, 0), Row("dot", "hopper", "sm_90", False, error="no")]))
-        kernel                       config        target  registers    spill   shared  matrix instructions
-        add                          -             sm_90          16        0        0  -
-        dot                          hopper        sm_90           -        -        -  FAILED: no
+        >>> rows = Row("add", None, "sm_90", True, 16, 0, 0), Row("dot", "hopper", "sm_90", False, error="no")
+        >>> print(describe(rows))
+        kernel                             config        target  registers    spill   shared  matrix instructions
+        add                                -             sm_90          16        0        0  -
+        dot                                hopper        sm_90           -        -        -  FAILED: no
         1 of 2 compiled
     """
     header = ("kernel", "config", "target", "registers", "spill", "shared", "matrix instructions")
-    lines = ["{:28} {:13} {:7} {:>9} {:>8} {:>8}  {}".format(*header)]
+    lines = ["{:34} {:13} {:7} {:>9} {:>8} {:>8}  {}".format(*header)]
     for row in rows:
         numbers = ("-" if n is None else str(n) for n in (row.registers, row.spill_bytes, row.shared_bytes))
         last = show_ops(row.matrix_ops) if row.ok else f"FAILED: {_last_line(row.error)}"
         cells = (row.kernel, row.config or "-", row.target or "-", *numbers, last)
-        lines.append("{:28} {:13} {:7} {:>9} {:>8} {:>8}  {}".format(*cells))
+        lines.append("{:34} {:13} {:7} {:>9} {:>8} {:>8}  {}".format(*cells))
     return "\n".join([*lines, f"{sum(row.ok for row in rows)} of {len(rows)} compiled"])
 
 

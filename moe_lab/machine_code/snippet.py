@@ -14,8 +14,6 @@ from moe_lab.machine_code.pool import Worker
 from moe_lab.machine_code.rows import show_ops
 from moe_lab.machine_code.targets import check_targets
 
-HEADER = "import triton\nimport triton.language as tl\n"
-
 
 class CompileError(ValueError):
     """A kernel that the compiler refused, with the compiler's own message."""
@@ -25,7 +23,7 @@ class CompileError(ValueError):
 class MachineCode:
     """What the compiler made: registers and spilled bytes a thread, shared bytes a program, matrix instructions.
 
-    ``asm`` holds every stage as text: ``ttir``, ``ttgir``, ``llir`` and ``ptx`` or ``amdgcn``; each is an attribute too.
+    ``asm`` holds every stage as text, ``ttir``, ``ttgir``, ``llir``, and ``ptx`` or ``amdgcn``; all are attributes too.
     """
 
     kernel: str
@@ -72,12 +70,13 @@ def compile_kernel(kernel: object, signature: dict, target: str = "sm_90", **opt
     or a kernel whose source cannot be found; ImportError where there is no Triton.
     """
     (target,) = check_targets([target])
+    types = _as_json(signature)
     text, name = (kernel, None) if isinstance(kernel, str) else (_collect_source(kernel), _function_of(kernel).__name__)
     with tempfile.TemporaryDirectory(prefix="moe-lab-") as folder:
         path = Path(folder) / "kernel.py"
-        path.write_text(HEADER + textwrap.dedent(text), encoding="utf-8")
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
         answers, failed = _own_worker().ask(
-            do="source", path=str(path), name=name, signature=_as_json(signature), target=target, options=options
+            do="source", path=str(path), name=name, signature=types, target=target, options=_plain_options(options)
         )
     if failed:
         raise CompileError(failed) from None
@@ -91,6 +90,8 @@ def compile_kernel(kernel: object, signature: dict, target: str = "sm_90", **opt
 
 def _as_json(signature: dict) -> dict:
     """Types and constants as the worker reads them; Triton's dtypes are constants too."""
+    if not isinstance(signature, dict):
+        raise TypeError(f"signature must be a dict of types and constants by parameter, got {type(signature).__name__}")
     plain = {}
     for name, value in signature.items():
         if not isinstance(value, int | float | str | None):
@@ -99,6 +100,13 @@ def _as_json(signature: dict) -> dict:
             value = {"dtype": value.name}
         plain[name] = value
     return plain
+
+
+def _plain_options(options: dict) -> dict:
+    for name, value in options.items():
+        if not isinstance(value, int | float | str | None):
+            raise ValueError(f"{name} must be a number or a string, got {value!r:.80}")
+    return options
 
 
 @cache
@@ -125,7 +133,10 @@ def _collect_source(kernel: object) -> str:
     return "\n".join(found.values())
 
 
-def _collect(function, found: dict[str, str]) -> None:
+def _collect(function, found: dict[str, str], callers: tuple = ()) -> None:
+    """Add what a function names, and then itself."""
+    if function in callers:
+        raise ValueError(f"{function.__name__} calls itself, which Triton does not compile")
     definition = _definition(function)
     nodes = list(ast.walk(ast.parse(definition)))
     own = {node.arg for node in nodes if isinstance(node, ast.arg)}
@@ -134,38 +145,45 @@ def _collect(function, found: dict[str, str]) -> None:
     closure = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     around = {**function.__globals__, **{name: cell.cell_contents for name, cell in closure}}
     for name in sorted(names & set(around)):
-        if around[name] is function or name in ("triton", "tl"):
+        if name in ("triton", "tl"):  # every source has them
             continue
-        text = _define(name, around[name], found)
-        if text is not None and found.setdefault(name, text) != text:
-            raise ValueError(f"the kernel and its helpers mean two different things by {name!r}")
-    found.setdefault(function.__name__, f"@triton.jit\n{definition}")
+        text = _define(name, around[name], found, (*callers, function))
+        if text is not None:
+            _add(name, text, found)
+    _add(function.__name__, f"@triton.jit\n{definition}", found)
 
 
-def _define(name: str, value: object, found: dict[str, str]) -> str | None:
+def _add(name: str, text: str, found: dict[str, str]) -> None:
+    if found.setdefault(name, text) != text:
+        raise ValueError(f"the kernel and its helpers mean two different things by {name!r}")
+
+
+def _define(name: str, value: object, found: dict[str, str], callers: tuple) -> str | None:
     """A line that gives ``name`` this value in another process; None for a helper, which `_collect` writes out."""
     import triton
 
     if isinstance(value, ModuleType):
         return f"import {value.__name__} as {name}\n"
     if isinstance(value, triton.language.constexpr):
-        return f"{name} = tl.constexpr({value.value!r})\n"
+        return f"{name} = tl.constexpr({_literal(value.value)})\n"
     if isinstance(value, triton.language.dtype):
         return f"{name} = tl.dtype({value.name!r})\n"
-    if isinstance(value, float):
-        return f"{name} = float({str(value)!r})\n"  # inf and nan have no literal
-    if isinstance(value, int | str | None):
-        return f"{name} = {value!r}\n"
+    if isinstance(value, int | float | str | None):
+        return f"{name} = {_literal(value)}\n"
     module = getattr(value, "__module__", "") or ""
     if module.split(".")[0] == "triton" and hasattr(value, "__name__") and not hasattr(value, "fn"):
         return f"from {module} import {value.__name__} as {name}\n"
     if not hasattr(value, "fn"):
         raise ValueError(f"the kernel uses {name}, a {type(value).__name__}, which only this process has")
     function = _function_of(value)
-    if function.__module__.split(".")[0] == "triton":
+    if (function.__module__ or "").split(".")[0] == "triton":
         return f"from {function.__module__} import {function.__name__} as {name}\n"
-    _collect(function, found)
+    _collect(function, found, callers)
     return None if name == function.__name__ else f"{name} = {function.__name__}\n"
+
+
+def _literal(value: object) -> str:
+    return f"float({str(value)!r})" if isinstance(value, float) else repr(value)  # inf and nan have no literal
 
 
 def _definition(function) -> str:

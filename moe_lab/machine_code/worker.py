@@ -1,6 +1,6 @@
-"""A worker: ``python -m moe_lab.machine_code.worker LOG [FOLDER]``, requests on stdin, answers on stdout, JSON a line.
+"""A worker: ``python -m moe_lab.machine_code.worker LOG [FOLDER]``; requests on stdin, answers on stdout, JSON by line.
 
-A request names what to ``do``; each answer to it is a line, and the last one is ``{"end": true}`` or ``{"failed": why}``.
+A request names what to ``do``. Each answer to it is a line; the last one is ``{"end": true}`` or ``{"failed": why}``.
 LOG is the file that the standard error goes to, in which the compiler's passes explain themselves.
 """
 
@@ -50,8 +50,8 @@ def answer_one(request: dict, folder: str | None, say: Callable[..., None]) -> N
     names = launches.kernel_names(folder)
     if do == "kernels":
         say(kernels=names, triton=triton.__version__)
-    elif do == "configs":
-        say(configs=launches.config_names(**request))
+    elif do == "ways":
+        say(**launches.ways_to_launch(**request))
     else:
         launches.compile_launches(**request, say=say)
 

@@ -1,4 +1,4 @@
-"""The experts on the Triton kernels, as operators: ``moe_lab::triton_mlp`` with its backward pass, ``moe_lab::decode_mlp``.
+"""The experts on the Triton kernels: ``moe_lab::triton_mlp`` with its backward pass, ``moe_lab::decode_mlp``.
 
     forward    sort_tokens -> permute -> grouped_up -> grouped_gemm -> combine
     backward   permute(dy) -> grouped_gemm(w_down) -> activation_backward -> grouped_weight_gradient for w_down
@@ -247,7 +247,9 @@ def _forward_flops(x, experts, weights, w_gate_up, w_down, activation, *_: objec
 
 
 @register_flops("moe_lab::triton_mlp_backward")
-def _backward_flops(dy, source, permuted, hidden, inner, table, weights, w_gate_up, w_down, act, block_m, wanted) -> int:
+def _backward_flops(
+    dy, source, permuted, hidden, inner, table, weights, w_gate_up, w_down, act, block_m, wanted
+) -> int:
     need_x, need_weights, need_gate_up, need_down = wanted
     count = count_assignments(RowTable(*table).assignment_row)
     first = linear_flops(count, w_gate_up.shape[2], w_gate_up.shape[1], input_grad=need_x, weight_grad=need_gate_up)
