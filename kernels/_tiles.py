@@ -14,11 +14,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 def aligned(*tensors):
-    """Whether every tensor can have a descriptor: contiguous, not empty, rows and start at multiples of 16 bytes."""
+    """Whether every tensor can have a descriptor: contiguous, not empty, rows and start at multiples of 16 bytes.
+
+    Strides are looked at as well: a contiguous tensor may have any in a dimension of size 1.
+    """
     return all(
         tensor.is_contiguous()
         and tensor.numel() > 0
-        and tensor.shape[-1] * tensor.element_size() % 16 == 0
+        and all(size * tensor.element_size() % 16 == 0 for size in (tensor.shape[-1], *tensor.stride()[:-1]))
         and (tensor.device.type == "meta" or tensor.data_ptr() % 16 == 0)
         for tensor in tensors
     )

@@ -36,6 +36,7 @@ def _decode_down_kernel(
     experts,  # (tokens, slots), -1 for an empty slot
     y,  # (tokens, D_MODEL)
     slots,
+    num_experts,
     D_MODEL: tl.constexpr,
     D_EXPERT: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -49,6 +50,7 @@ def _decode_down_kernel(
     total = tl.zeros((BLOCK_N,), tl.float32)
     for slot in range(slots):
         expert = tl.load(experts + token * slots + slot).to(tl.int64)
+        expert = tl.where(expert < num_experts, expert, -1)  # as in `decode_up`
         matrix = w + expert * (D_MODEL * D_EXPERT) + columns.to(tl.int64)[:, None] * D_EXPERT
         for k in tl.range(0, D_EXPERT, BLOCK_K):
             inner = k + tl.arange(0, BLOCK_K)
@@ -80,6 +82,7 @@ def decode_down(a, w, experts):
             experts.contiguous(),
             y,
             slots=slots,
+            num_experts=w.shape[0],
             D_MODEL=w.shape[1],
             D_EXPERT=d_expert,
             BLOCK_N=BLOCK_N,

@@ -42,6 +42,7 @@ def _decode_up_kernel(
     weights,  # float32 (tokens * slots,)
     a,  # (tokens * slots, D_EXPERT)
     slots,
+    num_experts,
     K: tl.constexpr,
     D_EXPERT: tl.constexpr,
     FUNCTION: tl.constexpr,
@@ -53,6 +54,7 @@ def _decode_up_kernel(
     # 1. Which assignment is mine, and which columns of its expert?
     assignment = tl.program_id(0)
     expert = tl.load(experts + assignment).to(tl.int64)
+    expert = tl.where(expert < num_experts, expert, -1)  # what is no expert is an empty slot, as in `sort_tokens`
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = columns < D_EXPERT
     token = (assignment // slots).to(tl.int64)
@@ -104,6 +106,7 @@ def decode_up(x, w, experts, weights, activation="swiglu"):
             weights.float().contiguous().view(-1),
             a,
             slots=slots,
+            num_experts=w.shape[0],
             K=x.shape[1],
             D_EXPERT=d_expert,
             FUNCTION=function,

@@ -188,6 +188,7 @@ VARIANTS = {
     "geglu": dict(activation="geglu"),
     "ungated": dict(activation="gelu"),
     "unaligned": dict(d_model=2047, d_expert=767),
+    "gather_unaligned": dict(gather=True, d_model=2047, d_expert=767),
 }
 """Other ways to launch it, which are compiled as well: options of `grouped_up`, or of `make_inputs`."""
 

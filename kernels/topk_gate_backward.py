@@ -87,6 +87,8 @@ def _topk_gate_backward_kernel(
         result = dscores * scores * sigmoid(-x)
     else:
         result = scores * (dscores - tl.sum(dscores * scores, axis=1)[:, None])
+    if SCORE == "softmax_after_top_k":
+        result = tl.where(chosen, result, 0.0)  # a token that chose nobody has divided 0 by 0
     # 6. Round once, on the way out.
     tl.store(dlogits + place, result.to(dlogits.dtype.element_ty), mask=real & (token < tokens)[:, None])
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moe_lab.activations import activate, check_activation, hidden_columns
 from moe_lab.operators import grouped  # noqa: F401  (declares torch.ops.moe_lab.grouped_mlp)
+from moe_lab.operators.guards import refuse_tangents
 from moe_lab.types import Routing
 
 
@@ -37,9 +38,10 @@ def expert_mlp(
     "triton" in float32; the result has the dtype of x.
 
     ``save`` is what "triton" keeps for the backward pass: "fast" the sorted rows of x, the hidden values and the
-    activated ones, tokens * top_k * (d_model + 3 * d_expert) numbers with SwiGLU; "min" x, which is there anyway, and
-    the hidden values, tokens * top_k * 2 * d_expert, from which it computes the others again. "grouped" keeps rows and
-    hidden values, "loop" what autograd does.
+    activated ones, rows * (d_model + 3 * d_expert) numbers with SwiGLU; "min" x, which is there anyway, and the hidden
+    values, rows * 2 * d_expert, from which it computes the others again. Rows are those of the most tiles that any
+    routing could need: tokens * top_k and up to a tile more an expert. "grouped" keeps rows and hidden values, "loop"
+    what autograd does.
 
     Example:
         >>> x = torch.eye(2)
@@ -74,11 +76,13 @@ def _loop(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activa
 
 def _grouped(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str, _: str) -> Tensor:
     """One operator, so that ``torch.compile`` and `flop_counter` see one."""
+    refuse_tangents("grouped", x, routing.weights, w_gate_up, w_down)
     return torch.ops.moe_lab.grouped_mlp(x, routing.experts, routing.weights, w_gate_up, w_down, activation)[0]
 
 
 def _triton(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str, save: str) -> Tensor:
     """The kernels, imported here: a layer that does not use them needs no Triton."""
+    refuse_tangents("triton", x, routing.weights, w_gate_up, w_down)
     from moe_lab.operators import triton_mlp
 
     return triton_mlp.run(x, routing, w_gate_up, w_down, activation, save)
@@ -97,6 +101,8 @@ def check_backend(backend: str) -> str:
     """Refuse a name that is neither "auto" nor in `BACKENDS`."""
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}; got {backend!r}")
+    if backend == "triton":  # before an optimiser or torch.compile imports Triton, for where there is no GPU
+        import moe_lab.kernels  # noqa: F401
     return backend
 
 

@@ -34,7 +34,8 @@ class MoE(WideBuffers):
     ``backend`` and ``save`` are those of `expert_mlp`.
 
     ``torch.compile(layer, fullgraph=True)`` works with every method; after the second number of tokens it compiles for
-    all of them. A graph looks at no values, so it refuses none (NaN, say), and it takes no ``generator``.
+    all of them, with backend "triton" for all that take the same tiles. A graph looks at no values, so it refuses none
+    (NaN, say), and it takes no ``generator``.
 
     Example:
         >>> layer = MoE(d_model=8, d_expert=16, num_experts=4, top_k=2, renormalise=True)

@@ -15,21 +15,32 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from moe_lab.checks import check_whole
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether there is anything in a tensor but its shape: not on the meta device, and not in a fake tensor.
+
+    Example:
+        >>> has_values(torch.ones(2)), has_values(torch.ones(2, device="meta"))
+        (True, False)
+    """
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
 
 
 def may_read(tensor: Tensor) -> bool:
     """Whether code may look at a tensor's values, to refuse some of them or to go another way by them.
 
-    Not under ``torch.compile``, whose graph is made before there are any; nor on the meta device, which has none; nor
+    Not under ``torch.compile``, whose graph is made before there are any; nor where there are none (`has_values`); nor
     while a CUDA graph is recorded: the eager warm-up before it has looked. Types and shapes can be checked anywhere.
 
     Example:
         >>> may_read(torch.ones(2)), may_read(torch.ones(2, device="meta"))
         (True, False)
     """
-    if torch.compiler.is_compiling() or tensor.is_meta:
+    if torch.compiler.is_compiling() or not has_values(tensor):
         return False
     return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 

@@ -166,9 +166,10 @@ def test_overflow_in_float16_is_infinity():
     assert not a[2:].any() and not hidden[2:].any()
 
 
+@pytest.mark.parametrize("activation", ["swiglu", "relu"])
 @pytest.mark.parametrize("gather", [False, True])
-def test_a_nan_stays_with_its_rows(gather):
-    x, w, weights, table, *rest = draw_inputs(SHAPES["tiny"], torch.float32, gather=gather)
+def test_a_nan_stays_with_its_rows(gather, activation):
+    x, w, weights, table, *rest = draw_inputs(SHAPES["tiny"], torch.float32, activation, gather)
     used = int(table.num_tiles) * rest[0]
     x[5] = float("nan")
     mine = table.row_assignment[:used].div(2, rounding_mode="floor") == 5 if gather else torch.arange(used) == 5

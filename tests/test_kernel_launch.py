@@ -87,6 +87,8 @@ def test_who_can_have_a_descriptor():
     for tensor in (whole.T, whole[:, :4], torch.zeros(4, 7), torch.zeros(4, 4).half(), torch.zeros(0, 8)):
         assert not aligned(tensor)
         assert not aligned(whole, tensor), "one is enough"
+    odd = torch.zeros(16, 8, 1).permute(2, 0, 1)  # contiguous, whatever its first stride
+    assert odd.is_contiguous() and odd.stride() == (1, 8, 1) and not aligned(odd)
     assert not aligned(torch.zeros(33)[1:].view(4, 8)), "it starts 4 bytes behind a multiple of 16"
     assert aligned(torch.zeros(36)[4:].view(4, 8))
     assert describe(whole, [2, 8], False) is whole

@@ -150,6 +150,14 @@ def test_an_empty_slot_passes_nothing_on():
         check(got, topk_gate_backward_reference(known, logits.double(), experts.clamp_min(0), score=score))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # NumPy, in the interpreter
+def test_a_token_without_experts_divides_nothing_by_nothing():
+    dweights, logits, experts = make_problem(9, 8, 3)
+    experts[4] = -1
+    got = topk_gate_backward(dweights, logits, experts, score="softmax_after_top_k")
+    assert bool(got.isfinite().all()) and got.any(dim=1).tolist() == [token != 4 for token in range(9)]
+
+
 def test_tensors_may_lie_anywhere():
     dweights, logits, experts = make_problem(10, 9, 3)
     want = topk_gate_backward(dweights, logits, experts)

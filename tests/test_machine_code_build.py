@@ -48,6 +48,7 @@ FILES = {
     "starved": dict(launch="_first_kernel[(1,)](x, y, SIDE=x.shape[0], maxnreg=32)"),
     "typo": dict(body="tl.stoer(y + place, tile)"),
     "several": dict(launch=f"{LAUNCH}; _second_kernel[(1,)](y, N=1); _second_kernel[(1,)](y, N=2)"),
+    "half": dict(body="tl.stoer(y + place, tile)", launch=f"{LAUNCH}; _second_kernel[(1,)](y, N=1)"),
     "crash": dict(launch=f"{LAUNCH}; import os; os.abort()"),
     "no_launch": dict(launch="pass"),
     "no_import": dict(end="import nowhere"),
@@ -118,6 +119,11 @@ def test_every_launch_has_a_row(rows):
     assert [row.kernel for row in rows["several"]] == ["several/first", "several/second", "several/second#2"]
     assert all(row.ok for row in rows["several"])
     assert [bool(row.matrix_ops) for row in rows["several"]] == [True, False, False]
+
+
+def test_a_launch_that_fails_costs_only_itself(rows):
+    first, second = rows["half"]
+    assert (first.kernel, first.ok, second.kernel, second.ok) == ("half/first", False, "half/second", True)
 
 
 def test_a_crash_costs_the_rest_of_its_file_and_nothing_else(rows):

@@ -58,6 +58,12 @@ def test_opcheck_backward(case, wanted):
     torch.library.opcheck(torch.ops.moe_lab.grouped_mlp_backward.default, arguments)
 
 
+def test_opcheck_of_a_transposed_input():
+    """Its layout is nobody's business: results are contiguous, traced or not."""
+    (x, *others), _ = arguments_of(**CASES["plain"])
+    torch.library.opcheck(torch.ops.moe_lab.grouped_mlp.default, (x.T.contiguous().T, *others))
+
+
 def test_a_layer_imports_neither_dynamo_nor_triton():
     """`moe_lab.kernels` has to come before Triton, and a layer should not cost the two seconds of torch._dynamo."""
     code = (

@@ -1,12 +1,17 @@
 """moe_lab::triton_mlp: each way through the kernels against the loop in float64; what PyTorch asks of an operator."""
 
+import concurrent.futures
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moe_lab.kernels._launch import INTERPRET
+from moe_lab.kernels.sort_tokens import most_tiles
 
 from moe_lab import MoE, Routing, expert_mlp, flop_counter
 from moe_lab.accounting.layer import expert_flops, linear_flops
@@ -163,9 +168,11 @@ def test_idle_experts_and_dropped_tokens_get_exact_zeros(poisoned):
 # ---- what is saved, and what is not computed
 
 
-def saved_numbers(save, num_experts, tokens=64, d_model=32, d_expert=48):
+def saved_numbers(save, num_experts, tokens, d_model=32, d_expert=48, frozen=()):
     inputs = make_layer_inputs(tokens, d_model, d_expert, num_experts, 1)
     x, weights, w_gate_up, w_down = leaves_of(inputs)
+    w_gate_up.requires_grad_("w_gate_up" not in frozen)
+    w_down.requires_grad_("w_down" not in frozen)
     given, kept = {x.data_ptr(), w_gate_up.data_ptr(), w_down.data_ptr(), weights.data_ptr()}, []
 
     def pack(tensor):
@@ -179,15 +186,27 @@ def saved_numbers(save, num_experts, tokens=64, d_model=32, d_expert=48):
     return sum(kept)
 
 
-def test_what_each_mode_keeps():
-    """One expert, 64 rows, whole tiles: the numbers of the docstring, and nothing else."""
-    assert saved_numbers("min", 1) == 64 * 2 * 48
-    assert saved_numbers("fast", 1) == 64 * (32 + 3 * 48)
+@pytest.mark.parametrize(
+    ("num_experts", "tokens", "rows"), [(1, 64, 64), (4, 64, 4 * 16 + 3 * 16), (4, 9, 4 * 16), (128, 20, 20 * 16)]
+)
+def test_what_each_mode_keeps(num_experts, tokens, rows):
+    """The numbers of the docstring, and nothing else: whole tiles, and up to a tile more an expert."""
+    assert (
+        most_tiles(tokens, num_experts, make_plan(tokens, num_experts, "min").block_m)
+        * (make_plan(tokens, num_experts, "min").block_m)
+        == rows
+    )
+    assert saved_numbers("min", num_experts, tokens) == rows * 2 * 48
+    assert saved_numbers("fast", num_experts, tokens) == rows * (32 + 3 * 48)
+    assert saved_numbers("fast", num_experts, tokens, frozen=("w_gate_up",)) == rows * 3 * 48
+    assert saved_numbers("fast", num_experts, tokens, frozen=("w_down",)) == rows * (32 + 2 * 48)
 
 
-def test_nothing_is_kept_where_nothing_learns(forced, poisoned):
+@pytest.mark.parametrize("learning", [False, True])
+def test_nothing_is_kept_where_nothing_learns(learning, forced, poisoned):
     forced(Plan(False, 16, False))
     inputs = make_layer_inputs(6, 8, 5, 3, 2)
+    inputs.w_down.requires_grad_(learning)  # as in a layer that is evaluated
     with torch.no_grad():
         expert_mlp(*inputs.arguments, backend="triton")
     assert not [shape for shape in poisoned if shape[-1:] == (10,) and shape[0]], "hidden values were stored"
@@ -247,6 +266,7 @@ def test_each_gradient_is_the_same_whatever_else_is_wanted_and_empty_if_it_is_no
 
 @pytest.mark.parametrize(("save", "gather"), [("fast", False), ("fast", True), ("min", False), ("nothing", True)])
 def test_opcheck_forward(save, gather):
+    """All tiles that could be are in use here: rows of others are not written, and opcheck compares them."""
     arguments, _ = arguments_of(save, gather, empty_slots=0.3)
     torch.library.opcheck(torch.ops.moe_lab.triton_mlp.default, arguments)
     if save != "nothing":
@@ -303,6 +323,55 @@ def test_no_second_derivative_says_so():
     y = expert_mlp(inputs.x.requires_grad_(), *inputs.arguments[1:], backend="triton")
     with pytest.raises(RuntimeError, match='backend="loop" for create_graph=True'):
         torch.autograd.grad(y.sum(), inputs.x, create_graph=True)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own use of it
+def test_no_forward_mode_derivative_says_so():
+    inputs = make_layer_inputs(4, 3, 3, 2, 1)
+    for backend in ("grouped", "triton"):
+        with pytest.raises(
+            RuntimeError, match=f'"{backend}" backend has no forward-mode derivative; use backend="loop"'
+        ):
+            torch.func.jvp(
+                lambda x, backend=backend: expert_mlp(x, *inputs.arguments[1:], backend=backend),
+                (inputs.x,),
+                (torch.ones_like(inputs.x),),
+            )
+
+
+def test_what_is_no_expert_is_an_empty_slot_for_every_plan(forced):
+    """Only `Routing.trusted` lets such a number through."""
+    inputs = make_layer_inputs(3, 8, 5, 4, 2)
+    wild = Routing.trusted(inputs.routing.experts.clone(), inputs.routing.weights, 4)
+    wild.experts[:, 1] = torch.tensor([4, 9, -7])
+    known = Routing.trusted(wild.experts.clamp(-1, 4).where(wild.experts < 4, -1), inputs.routing.weights, 4)
+    want = expert_mlp(inputs.x, known, inputs.w_gate_up, inputs.w_down, backend="loop")
+    for plan in (Plan(True, 16, False), Plan(False, 16, False)):
+        forced(plan)
+        y = expert_mlp(inputs.x, wild, inputs.w_gate_up, inputs.w_down, backend="triton")
+        torch.testing.assert_close(y, want)
+
+
+def test_threads_do_not_mix():
+    """Triton's interpreter keeps its grid in a global."""
+    inputs = make_layer_inputs(20, 8, 5, 4, 2)
+    want = run(inputs, backend="triton")
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for got in [pool.submit(run, inputs, backend="triton") for _ in range(4)]:
+            assert all(torch.equal(one, other) for one, other in zip(got.result(), want, strict=True))
+
+
+def test_an_optimiser_made_before_the_first_call_is_no_obstacle():
+    """An optimiser imports Triton, and without a GPU the interpreter must be on by then: the layer sees to it."""
+    code = (
+        "import torch, moe_lab\n"
+        "layer = moe_lab.MoE(8, 8, 2, 1, backend='triton')\n"
+        "optimiser = torch.optim.AdamW(layer.parameters())\n"
+        "layer(torch.randn(3, 8)).sum().backward()\n"
+        "assert layer.w_down.grad is not None\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=clean)
 
 
 @pytest.mark.skipif(not INTERPRET, reason="bfloat16 is right on a GPU")

@@ -5,18 +5,20 @@ PyTorch 2.13 it counts 0 for ``_grouped_mm`` (the products of all experts in one
 times vector, and custom operators. `FORMULAS` has these, and `register_flops` adds to it.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 
-import moe_lab.kernels  # noqa: F401  isort: skip  (before PyTorch's counter, which imports Triton)
+if "triton" not in sys.modules:  # PyTorch's counter imports it, and without a GPU its interpreter must be on by then
+    import moe_lab.kernels  # noqa: F401
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from moe_lab.accounting.layer import expert_flops, linear_flops
+from moe_lab.types import has_values
 
 FORMULAS: dict[str, Callable[..., int]] = {}
 """Operator -> FLOPs of one call, by name, such as "aten._grouped_mm"; these go before PyTorch's own. Add to it with
@@ -255,18 +257,14 @@ def grouped_mm_flops(left: Tensor, right: Tensor, offs: Tensor | None = None, *_
 
 def _end(offs: Tensor | None, length: int) -> int:
     """Where the last group ends."""
-    if offs is None or not _has_values(offs):
+    if offs is None or not has_values(offs):
         return length
     return int(offs[-1]) if offs.numel() else 0
 
 
-def _has_values(tensor: Tensor) -> bool:
-    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
-
-
 def count_assignments(places: Tensor) -> int:
     """Entries that are not -1; all of them where a tensor holds no values, as if nothing had been dropped."""
-    return int((places >= 0).sum()) if _has_values(places) else places.numel()
+    return int((places >= 0).sum()) if has_values(places) else places.numel()
 
 
 @register_flops("aten._scaled_grouped_mm")
@@ -315,7 +313,7 @@ def _grouped_mlp_backward_flops(
     activation: str,
     wanted: list[bool],
 ) -> int:
-    count = int(load.sum()) if _has_values(load) else order.numel()
+    count = int(load.sum()) if has_values(load) else order.numel()
     need_x, need_weights, need_gate_up, need_down = wanted
     _, columns, d_model = w_gate_up.shape
     first = linear_flops(count, d_model, columns, input_grad=need_x, weight_grad=need_gate_up)

@@ -8,7 +8,9 @@ from moe_lab.accounting.counter import register_flops
 from moe_lab.checks import check_whole
 from moe_lab.kernels import topk_gate as forward_kernel
 from moe_lab.kernels import topk_gate_backward as backward_kernel
+from moe_lab.kernels._launch import INTERPRET
 from moe_lab.kernels.topk_gate import check_options
+from moe_lab.operators.guards import launching, refuse_tangents
 from moe_lab.types import Routing
 
 
@@ -41,6 +43,7 @@ def gate(
     if not isinstance(logits, Tensor):
         raise TypeError(f"logits must be a torch.Tensor, got {type(logits).__name__}")
     check_options(logits, score, renormalise, scale)
+    refuse_tangents("gate", logits)
     top_k = check_whole("top_k", top_k, 1, logits.shape[1])
     weights, experts = topk_gate(logits, top_k, score, bias, renormalise, scale)
     return Routing.trusted(experts.long(), weights, logits.shape[1])
@@ -56,7 +59,8 @@ def topk_gate(
 ) -> tuple[Tensor, Tensor]:
     """Weights, float32, and experts, int32, both (tokens, top_k): the kernel's launch; see `gate`."""
     options = {"score": score, "bias": bias, "renormalise": renormalise, "scale": scale}
-    return forward_kernel.topk_gate(logits, top_k, **options)
+    with launching(logits, INTERPRET):
+        return forward_kernel.topk_gate(logits, top_k, **options)
 
 
 @topk_gate.register_fake
@@ -75,7 +79,8 @@ def topk_gate_backward(
 ) -> Tensor:
     """The gradient of the logits, (tokens, num_experts) in their dtype: the kernel's launch."""
     options = {"score": score, "renormalise": renormalise, "scale": scale}
-    return backward_kernel.topk_gate_backward(dweights, logits, experts, **options)
+    with launching(logits, INTERPRET):
+        return backward_kernel.topk_gate_backward(dweights, logits, experts, **options)
 
 
 @topk_gate_backward.register_fake

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moe_lab.activations import activate, activate_backward
+from moe_lab.operators.guards import refuse_second_derivative
 from moe_lab.types import Routing
 
 torch.library.define(
@@ -78,7 +79,8 @@ def grouped_mlp(
     rows[count:] = 0
     hidden = blockwise(rows, w_gate_up.mT, blocks)
     answer = blockwise(activate(hidden[:count], activation), w_down.mT, blocks)  # (count, d_model)
-    y = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, weights.dtype))
+    wide = torch.promote_types(x.dtype, weights.dtype)
+    y = torch.zeros_like(x, dtype=wide, memory_format=torch.contiguous_format)
     weight = weights.reshape(-1)[in_order]
     y.index_add_(0, token, (answer * weight[:, None]).to(y.dtype))
     return y.to(x.dtype), rows, hidden, order, load.clone()  # the load itself is a part of a longer tensor
@@ -164,8 +166,7 @@ def _save(ctx, inputs, output):
 
 
 def _derive(ctx, dy, *_):
-    if torch.is_grad_enabled():  # create_graph=True: what follows would be a constant to autograd, silently
-        raise RuntimeError('the "grouped" backend has no second derivative; use backend="loop" for create_graph=True')
+    refuse_second_derivative("grouped")
     if dy is None:  # nothing came back through y
         return (None,) * 6
     need_x, _, *need_weights = ctx.needs_input_grad[:5]

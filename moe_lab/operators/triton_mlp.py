@@ -5,7 +5,8 @@
                -> grouped_weight_gradient for w_gate_up -> grouped_gemm(w_gate_up) -> combine
 
 Nothing waits for the GPU: buffers have the size of the worst routing, and how many rows are in use is known on the
-device alone. Which kernels run, and with which tiles, follows from shapes; so a CUDA graph holds for every routing.
+device alone. Which kernels run, and with which tiles, follows from shapes; so a CUDA graph holds for every routing, and
+``torch.compile`` makes a graph for each range of sizes that `make_plan` tells apart: five at most with ``save="fast"``.
 """
 
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from moe_lab.accounting.counter import count_assignments, register_flops
 from moe_lab.accounting.layer import expert_flops, linear_flops
+from moe_lab.kernels._launch import INTERPRET
 from moe_lab.kernels.activation_backward import activation_backward
 from moe_lab.kernels.combine import combine
 from moe_lab.kernels.decode_down import decode_down
@@ -24,6 +26,7 @@ from moe_lab.kernels.grouped_up import grouped_up
 from moe_lab.kernels.grouped_weight_gradient import grouped_weight_gradient
 from moe_lab.kernels.permute import permute
 from moe_lab.kernels.sort_tokens import RowTable, most_tiles, sort_tokens
+from moe_lab.operators.guards import launching, refuse_second_derivative
 from moe_lab.types import Routing
 
 BLOCKS = (16, 32, 64, 128)
@@ -92,7 +95,8 @@ def decode_mlp(
     x: Tensor, experts: Tensor, weights: Tensor, w_gate_up: Tensor, w_down: Tensor, activation: str
 ) -> Tensor:
     """Two launches for a handful of tokens, without sorting; for inference alone."""
-    return decode_down(decode_up(x, w_gate_up, experts, weights, activation), w_down, experts)
+    with launching(x, INTERPRET):
+        return decode_down(decode_up(x, w_gate_up, experts, weights, activation), w_down, experts)
 
 
 def triton_mlp(
@@ -111,13 +115,12 @@ def triton_mlp(
     ``save="min"`` keeps ``hidden`` (rows, hidden) and the `RowTable`, whose fields come last; "fast" keeps ``rows``
     (rows, d_model), if they were permuted, and ``inner`` (rows, d_expert) as well. What is not kept is empty.
     """
-    table = sort_tokens(experts, w_down.shape[0], block_m)
-    rows = x if gather else permute(x, table, block_m)
-    inner, hidden = grouped_up(
-        rows, w_gate_up, weights, table, block_m, activation, gather, store_hidden=save != "nothing"
-    )
-    y = combine(grouped_gemm(inner, w_down, table.tile_expert, table.num_tiles, block_m), table.assignment_row)
-    kept = save == "fast"
+    learning, kept = save != "nothing", save == "fast"
+    with launching(x, INTERPRET):
+        table = sort_tokens(experts, w_down.shape[0], block_m)
+        rows = x if gather else permute(x, table, block_m)
+        inner, hidden = grouped_up(rows, w_gate_up, weights, table, block_m, activation, gather, store_hidden=learning)
+        y = combine(grouped_gemm(inner, w_down, table.tile_expert, table.num_tiles, block_m), table.assignment_row)
     return y, rows if kept and not gather else x.new_empty(0), hidden, inner if kept else x.new_empty(0), *table
 
 
@@ -139,27 +142,28 @@ def triton_mlp_backward(
 
     ``source`` is the permuted rows, or x itself; an empty ``inner`` is computed again from ``hidden``.
     """
-    need_x, need_weights, need_gate_up, need_down = wanted
     dx, dweights, dw_gate_up, dw_down = (dy.new_empty(0) for _ in wanted)
+    need_x, need_weights, need_gate_up, need_down = wanted
     table = RowTable(*table)
     tiles = table.tile_expert, table.num_tiles, block_m
     again = recomputes(inner, wanted)
-    danswers = permute(dy, table, block_m)
-    if need_x or need_weights or need_gate_up or again:
-        dinner = grouped_gemm(danswers, w_down, *tiles, transposed=True)
-        dhidden, found, a = activation_backward(dinner, hidden, weights, table, block_m, activation, store_a=again)
-        dweights = found.to(weights.dtype) if need_weights else dweights
-        inner = a if again else inner
-        del dinner, a
-    if need_down:
-        dw_down = grouped_weight_gradient(danswers, inner, table.start, block_m)
-    del danswers, inner
-    if need_gate_up:
-        rows = source if permuted else permute(source, table, block_m)
-        dw_gate_up = grouped_weight_gradient(dhidden, rows, table.start, block_m)
-        del rows
-    if need_x:
-        dx = combine(grouped_gemm(dhidden, w_gate_up, *tiles, transposed=True), table.assignment_row)
+    with launching(dy, INTERPRET):
+        danswers = permute(dy, table, block_m)
+        if need_x or need_weights or need_gate_up or again:
+            dinner = grouped_gemm(danswers, w_down, *tiles, transposed=True)
+            dhidden, found, a = activation_backward(dinner, hidden, weights, table, block_m, activation, store_a=again)
+            dweights = found.to(weights.dtype) if need_weights else dweights
+            inner = a if again else inner
+            del dinner, a
+        if need_down:
+            dw_down = grouped_weight_gradient(danswers, inner, table.start, block_m)
+        del danswers, inner
+        if need_gate_up:
+            rows = source if permuted else permute(source, table, block_m)
+            dw_gate_up = grouped_weight_gradient(dhidden, rows, table.start, block_m)
+            del rows
+        if need_x:
+            dx = combine(grouped_gemm(dhidden, w_gate_up, *tiles, transposed=True), table.assignment_row)
     return dx, dweights, dw_gate_up, dw_down
 
 
@@ -215,16 +219,17 @@ def _triton_mlp_backward_shapes(
 
 def _save(ctx, inputs, output):
     x, _, weights, w_gate_up, w_down, ctx.activation, ctx.block_m, gather, save = inputs
-    _, rows, *kept = output
+    _, rows, hidden, inner, *table = output
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # or zeros as large as rows and hidden would be made for nobody
-    ctx.permuted = save == "fast" and not gather
-    ctx.save_for_backward(rows if ctx.permuted else x, *kept, weights, w_gate_up, w_down)
+    _, _, _, need_gate_up, need_down, *_ = ctx.needs_input_grad
+    ctx.permuted = save == "fast" and not gather and need_gate_up
+    inner = inner if need_down else x.new_empty(0)  # a frozen matrix has no use for it
+    ctx.save_for_backward(rows if ctx.permuted else x, hidden, inner, *table, weights, w_gate_up, w_down)
 
 
 def _derive(ctx, dy, *_):
-    if torch.is_grad_enabled():  # create_graph=True: what follows would be a constant to autograd, silently
-        raise RuntimeError('the "triton" backend has no second derivative; use backend="loop" for create_graph=True')
+    refuse_second_derivative("triton")
     if dy is None:  # nothing came back through y
         return (None,) * 9
     source, hidden, inner, *table, weights, w_gate_up, w_down = ctx.saved_tensors
