@@ -41,7 +41,7 @@ lab: $(READY) ## open JupyterLab on lesson 00, on this machine only (PORT=8888)
 	  --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: lint ## ruff, every test, and every notebook compared with its committed outputs
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal tests moe_lab
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --durations=25 tests moe_lab
 	$(BIN)/python -m pytest --nbval notebooks
 
 lint: $(READY) ## ruff: rules and format

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+import moe_lab.kernels
 from moe_lab.__main__ import main
 from moe_lab.bench import SUITES, Measured, run, show_table
 from moe_lab.bench import record as recorder
@@ -51,6 +52,7 @@ def test_what_cannot_be_repeated_is_refused(tmp_path, monkeypatch):
         run("routers", [], tmp_path)
     monkeypatch.setattr(recorder, "_git", lambda *arguments: "")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(moe_lab.kernels, "SWITCHED_ON", False)  # but somebody's own wish
     with pytest.raises(ValueError, match="the interpreter's times say nothing"):
         run("routers", [], tmp_path)
 

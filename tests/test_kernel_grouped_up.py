@@ -46,9 +46,10 @@ def draw_inputs(shape, dtype, activation="swiglu", gather=False, device="cpu"):
 
 
 @pytest.mark.parametrize("gather", [False, True])
-@pytest.mark.parametrize("activation", FUNCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    ("name", "activation"), [(name, "swiglu") for name in SMALL] + [("tiny", name) for name in FUNCTIONS][1:]
+)
 def test_against_the_reference(name, dtype, activation, gather, poisoned, surrounded, agree, in_float64):
     x, w, weights, table, *rest = draw_inputs(SHAPES[name], dtype, activation, gather)
     used = int(table.num_tiles) * rest[0]
@@ -65,8 +66,9 @@ def test_against_the_reference(name, dtype, activation, gather, poisoned, surrou
     assert torch.equal(alone[:used], a[:used]) and nothing.shape == (0, w.shape[1])
 
 
-@pytest.mark.parametrize("gather", [False, True])
-@pytest.mark.parametrize(("activation", "block_m"), [("swiglu", 16), ("geglu", 32), ("relu", 64), ("silu", 16)])
+@pytest.mark.parametrize(
+    ("activation", "block_m", "gather"), [("swiglu", 16, False), ("geglu", 32, True), ("relu", 64, False)]
+)
 def test_edges_against_a_loop(edge, activation, block_m, gather, poisoned, surrounded, agree):
     draw = torch.Generator().manual_seed(0)
     table = sort_tokens_reference(edge.experts, edge.num_experts, block_m)

@@ -107,7 +107,7 @@ def test_edges(shape, save, poisoned, agree):
     way=st.sampled_from(sorted(WAYS)),
     data=st.data(),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_any_shape(tokens, d_model, d_expert, num_experts, spread, empty, way, data):
     top_k = data.draw(st.integers(1, num_experts))
     inputs = make_layer_inputs(tokens, d_model, d_expert, num_experts, top_k, spread=spread, empty_slots=empty)
@@ -186,9 +186,7 @@ def saved_numbers(save, num_experts, tokens, d_model=32, d_expert=48, frozen=())
     return sum(kept)
 
 
-@pytest.mark.parametrize(
-    ("num_experts", "tokens", "rows"), [(1, 64, 64), (4, 64, 4 * 16 + 3 * 16), (4, 9, 4 * 16), (128, 20, 20 * 16)]
-)
+@pytest.mark.parametrize(("num_experts", "tokens", "rows"), [(1, 64, 64), (4, 64, 4 * 16 + 3 * 16), (16, 3, 3 * 16)])
 def test_what_each_mode_keeps(num_experts, tokens, rows):
     """The numbers of the docstring, and nothing else: whole tiles, and up to a tile more an expert."""
     assert (
@@ -264,7 +262,7 @@ def test_each_gradient_is_the_same_whatever_else_is_wanted_and_empty_if_it_is_no
 # ---- what PyTorch asks of an operator
 
 
-@pytest.mark.parametrize(("save", "gather"), [("fast", False), ("fast", True), ("min", False), ("nothing", True)])
+@pytest.mark.parametrize(("save", "gather"), [("fast", False), ("min", True), ("nothing", True)])
 def test_opcheck_forward(save, gather):
     """All tiles that could be are in use here: rows of others are not written, and opcheck compares them."""
     arguments, _ = arguments_of(save, gather, empty_slots=0.3)
@@ -275,8 +273,7 @@ def test_opcheck_forward(save, gather):
         torch.library.opcheck(torch.ops.moe_lab.triton_mlp.default, (x, experts, *learning, *arguments[5:]))
 
 
-@pytest.mark.parametrize("wanted", [(True, True, True, True), (False, True, False, False)])
-@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize(("save", "wanted"), [("fast", (True, True, True, True)), ("min", (False, True, False, False))])
 def test_opcheck_backward(save, wanted):
     arguments = backward_arguments_of(wanted, save, empty_slots=0.3)
     torch.library.opcheck(torch.ops.moe_lab.triton_mlp_backward.default, arguments)

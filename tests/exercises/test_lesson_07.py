@@ -70,7 +70,7 @@ def test_parameters_are_those_of_the_stub():
         ("    pass", "start, expert 0 is never written"),
         ("    tl.store(load, 1)", "it writes into load, which is there to be read"),
         ("    tl.store(start - 2**40 + tl.arange(0, BINS), 1)", "the store of 4 elements outside of"),
-        ("    tl.store(start + 2**40, tl.load(load - 2**50))", "the load of 1 element outside of load"),
+        ("    tl.store(start + 2**40, tl.load(load - 2**50))", "the load of 1 element outside of"),
         ("    tl.atomic_add(start + 10**9, 1)", "the atomic of 1 element outside of start"),
     ],
 )
