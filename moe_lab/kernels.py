@@ -13,9 +13,6 @@ from pathlib import Path
 
 import torch
 
-SWITCHED_ON = False
-"""Whether this module switched the interpreter on, for there is no GPU; if not, and it is on, then somebody asked."""
-
 if "TRITON_INTERPRET" not in os.environ and not torch.cuda.is_available():
     if "triton" in sys.modules:
         raise ImportError(
@@ -23,7 +20,10 @@ if "TRITON_INTERPRET" not in os.environ and not torch.cuda.is_available():
             "on; start again with `import moe_lab.kernels` first, or with TRITON_INTERPRET=1 in the environment"
         )
     os.environ["TRITON_INTERPRET"] = "1"
-    SWITCHED_ON = True
+    os.environ["MOE_LAB_SWITCHED_ON"] = "1"  # processes started from here inherit both
+
+SWITCHED_ON = "MOE_LAB_SWITCHED_ON" in os.environ
+"""Whether this module switched the interpreter on, for there is no GPU; if not, and it is on, then somebody asked."""
 
 _here = Path(__file__).parent
 # In a wheel the folder lies inside of the package, in a checkout beside it.

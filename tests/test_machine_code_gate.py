@@ -1,7 +1,8 @@
-"""Every kernel compiled for five GPUs and held against the record: none may break, spill, or lose its tensor cores.
+"""Every kernel compiled for two of the five GPUs and held against the record; `make compile` holds all five to it.
 
-This is the slowest test: about 200 seconds of one core where Triton's cache is empty (a fresh machine), spread over all
-cores, and about 20 from the cache. Registers and shared memory are not compared: they may change. With another version
+None may break, spill, or lose its tensor cores.
+
+Two, because this is the slowest test: all take about 200 seconds of one core where Triton's cache is empty. Registers and shared memory are not compared: they may change. With another version
 of Triton than the recorded one every kernel must still compile and keep its matrix instructions, and no product may
 spill where its rows are aligned; what else spills is then that compiler's choice. With 3.6.0 two kernels do:
 `decode_up` on sm_100 (8 bytes), and `grouped_gemm` of rows that are not aligned on sm_90 (488 bytes).
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from moe_lab.machine_code import TARGETS, compare, compile_kernels, read_record
+from moe_lab.machine_code import compare, compile_kernels, read_record, select_rows
 
 ROOT = Path(__file__).parents[1]
 GEMMS = ("grouped_gemm", "grouped_up", "grouped_weight_gradient")
+TESTED = ("sm_90", "gfx942")
 KINDS = {"sm_80": "mma", "sm_90": "wgmma", "sm_100": "tcgen05", "gfx942": "mfma", "gfx950": "mfma"}
 
 
@@ -27,7 +29,8 @@ def record():
 
 def test_every_kernel_compiles_for_every_target_and_nothing_got_worse(record):
     """One test, so that everything is compiled once however the tests are spread over processes."""
-    (before, recorded), (now, rows) = record, compile_kernels()
+    (before, recorded), (now, rows) = record, compile_kernels(targets=TESTED)
+    recorded = select_rows(recorded, targets=TESTED)
     if now != before:
         print(f"Triton {now} is not the recorded {before}: only the products on aligned rows are held to their spills")
         rows = [row if is_aligned_product(row) else replace(row, spill_bytes=0) for row in rows]
@@ -54,7 +57,7 @@ def find_gaps(rows):
     reached = {}
     for row in rows:
         reached.setdefault(row.kernel, set()).add(row.target)
-    yield from (f"{name} is not compiled for every target" for name in reached if reached[name] != set(TARGETS))
+    yield from (f"{name} is not compiled for every target" for name in reached if reached[name] != set(TESTED))
     ways = {"grouped_gemm:transposed", "grouped_up:gather", "grouped_up:inference", "grouped_up:ungated"}
     ways |= {path.stem for path in (ROOT / "kernels").glob("*.py") if not path.name.startswith("_")}
     ways |= {f"{name}:unaligned" for name in GEMMS}
