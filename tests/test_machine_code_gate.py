@@ -1,11 +1,9 @@
 """Every kernel compiled for two of the five GPUs and held against the record; `make compile` holds all five to it.
 
-None may break, spill, or lose its tensor cores.
-
-Two, because this is the slowest test: all take about 200 seconds of one core where Triton's cache is empty. Registers and shared memory are not compared: they may change. With another version
+None may break, spill, or lose its tensor cores. Two, because this is the slowest test: all take about 200 seconds of
+one core where Triton's cache is empty. Registers and shared memory are not compared: they may change. With another version
 of Triton than the recorded one every kernel must still compile and keep its matrix instructions, and no product may
-spill where its rows are aligned; what else spills is then that compiler's choice. With 3.6.0 two kernels do:
-`decode_up` on sm_100 (8 bytes), and `grouped_gemm` of rows that are not aligned on sm_90 (488 bytes).
+spill where its rows are aligned; what else spills is then that compiler's choice.
 """
 
 import json
