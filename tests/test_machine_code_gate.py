@@ -1,9 +1,10 @@
 """Every kernel compiled for two of the five GPUs and held against the record; `make compile` holds all five to it.
 
 None may break, spill, or lose its tensor cores. Two, because this is the slowest test: all take about 200 seconds of
-one core where Triton's cache is empty. Registers and shared memory are not compared: they may change. With another
-version of Triton than the recorded one every kernel must still compile and keep its matrix instructions, and no product may
-spill where its rows are aligned; what else spills is then that compiler's choice.
+one core where Triton's cache is empty. Registers and shared memory are not compared: they may change.
+
+With another version of Triton than the recorded one every kernel must still compile and keep its matrix instructions,
+and no product may spill where its rows are aligned; what else spills is then that compiler's choice.
 """
 
 import json
