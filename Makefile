@@ -74,7 +74,7 @@ compile: $(READY) ## compile every kernel for GPUs that are not here; fails if a
 gpu: $(READY) ## on a machine with a CUDA device: the tests that need one, then the compile check
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu needs a CUDA device, and torch sees none here; all else runs without one: make test")'
 	$(BIN)/python -m pytest -m gpu tests
-	$(BIN)/python -m moe_lab compile
+	$(BIN)/python -m moe_lab compile --against data/machine_code.json
 
 doctor: $(READY) ## say what this machine can run
 	$(BIN)/python -m moe_lab doctor

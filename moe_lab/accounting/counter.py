@@ -290,14 +290,37 @@ def _grouped_mm_fallback_backward_flops(input: Tensor, weight: Tensor, offs: Ten
     return 2 * grouped_mm_flops(input, weight, offs)  # both gradients in one call, wanted or not
 
 
-@register_flops("moe_lab::assign_evenly", "moe_lab::assign_in_order", "moe_lab::sinkhorn_prices")
+@register_flops(
+    "moe_lab::assign_evenly",
+    "moe_lab::assign_in_order",
+    "moe_lab::sinkhorn_prices",
+    "moe_lab::topk_gate",
+    "moe_lab::topk_gate_backward",
+)
 def _no_products(*_: object, **__: object) -> int:
     return 0
 
 
-@register_flops("moe_lab::grouped_mlp")
-def _grouped_mlp_flops(x: Tensor, experts: Tensor, weights: Tensor, w_gate_up: Tensor, w_down: Tensor, act: str) -> int:
-    return expert_flops(count_assignments(experts), *w_down.shape[1:], act).forward
+@register_flops("moe_lab::grouped_mlp", "moe_lab::triton_mlp", "moe_lab::decode_mlp")
+def _mlp_flops(
+    x: Tensor, experts: Tensor, weights: Tensor, w_gate_up: Tensor, w_down: Tensor, activation: str, *_: object
+) -> int:
+    """The rows that somebody asked for: padding is multiplied and not counted."""
+    return expert_flops(count_assignments(experts), *w_down.shape[1:], activation).forward
+
+
+def mlp_backward_flops(
+    rows: int, w_gate_up: Tensor, w_down: Tensor, wanted: list[bool], recomputes: bool = False
+) -> int:
+    """FLOPs of the experts' backward pass, as far as ``wanted`` asks for x, weights, w_gate_up and w_down.
+
+    Everything but the gradient of w_down begins with the product back through it; so does what is computed again.
+    """
+    need_x, need_weights, need_gate_up, need_down = wanted
+    _, columns, d_model = w_gate_up.shape
+    first = linear_flops(rows, d_model, columns, input_grad=need_x, weight_grad=need_gate_up)
+    inner = need_x or need_weights or need_gate_up or recomputes
+    return (first + linear_flops(rows, w_down.shape[2], d_model, input_grad=inner, weight_grad=need_down)).backward
 
 
 @register_flops("moe_lab::grouped_mlp_backward")
@@ -313,12 +336,7 @@ def _grouped_mlp_backward_flops(
     activation: str,
     wanted: list[bool],
 ) -> int:
-    count = int(load.sum()) if has_values(load) else order.numel()
-    need_x, need_weights, need_gate_up, need_down = wanted
-    _, columns, d_model = w_gate_up.shape
-    first = linear_flops(count, d_model, columns, input_grad=need_x, weight_grad=need_gate_up)
-    inner = need_x or need_weights or need_gate_up
-    return (first + linear_flops(count, w_down.shape[2], d_model, input_grad=inner, weight_grad=need_down)).backward
+    return mlp_backward_flops(int(load.sum()) if has_values(load) else order.numel(), w_gate_up, w_down, wanted)
 
 
 @register_flops(

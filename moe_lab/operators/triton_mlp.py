@@ -14,8 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moe_lab.accounting.counter import count_assignments, register_flops
-from moe_lab.accounting.layer import expert_flops, linear_flops
+from moe_lab.accounting.counter import count_assignments, mlp_backward_flops, register_flops
 from moe_lab.kernels._launch import INTERPRET
 from moe_lab.kernels.activation_backward import activation_backward
 from moe_lab.kernels.combine import combine
@@ -245,19 +244,9 @@ def _derive(ctx, dy, *_):
 torch.library.register_autograd("moe_lab::triton_mlp", _derive, setup_context=_save)
 
 
-@register_flops("moe_lab::triton_mlp", "moe_lab::decode_mlp")
-def _forward_flops(x, experts, weights, w_gate_up, w_down, activation, *_: object) -> int:
-    """The rows that somebody asked for: padding is multiplied and not counted, as with every backend."""
-    return expert_flops(count_assignments(experts), *w_down.shape[1:], activation).forward
-
-
 @register_flops("moe_lab::triton_mlp_backward")
 def _backward_flops(
     dy, source, permuted, hidden, inner, table, weights, w_gate_up, w_down, act, block_m, wanted
 ) -> int:
-    need_x, need_weights, need_gate_up, need_down = wanted
-    count = count_assignments(RowTable(*table).assignment_row)
-    first = linear_flops(count, w_gate_up.shape[2], w_gate_up.shape[1], input_grad=need_x, weight_grad=need_gate_up)
-    back = need_x or need_weights or need_gate_up or recomputes(inner, wanted)
-    second = linear_flops(count, w_down.shape[2], w_down.shape[1], input_grad=back, weight_grad=need_down)
-    return first.backward + second.backward
+    rows = count_assignments(RowTable(*table).assignment_row)
+    return mlp_backward_flops(rows, w_gate_up, w_down, wanted, recomputes(inner, wanted))
