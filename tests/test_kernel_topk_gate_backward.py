@@ -35,13 +35,21 @@ def librarys_own(dweights, logits, top_k, **options):
     return torch.autograd.grad(weights, leaf, dweights.double())[0]
 
 
-def check(got, want, tolerance=1e-6):
-    """Relative Frobenius error, and the worst element; gradients that cancel are held against 0.1, not against 0."""
+SMALL_GRADIENT = torch.tensor([0.1])
+
+
+def check(got, want, tolerance=1e-6, cancels=SMALL_GRADIENT):
+    """Relative Frobenius error, and the worst element; gradients that cancel are held against what cancels, not 0."""
     assert got.shape == want.shape
     if want.numel():
         error = got.double() - want
-        assert float(error.norm()) <= tolerance * max(0.1, float(want.norm()))
-        assert float(error.abs().max()) <= tolerance * max(0.1, float(want.abs().max()))
+        for size in (torch.linalg.norm, lambda values: values.abs().max()):
+            assert float(size(error)) <= tolerance * max(float(size(cancels)), float(size(want)))
+
+
+def what_cancels(dweights, renormalise=False, **_):
+    """Renormalised, g - g * c / S is left, which is 0 for one expert a token: its rounding goes with g itself."""
+    return dweights if renormalise else SMALL_GRADIENT
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -102,7 +110,7 @@ def test_edges(tokens, num_experts, score):
     for top_k in {1, min(2, num_experts), num_experts if num_experts <= 97 else 8}:
         dweights, logits, experts = make_problem(tokens, num_experts, top_k, score)
         got = topk_gate_backward(dweights, logits, experts, score=score, renormalise=True)
-        check(got, librarys_own(dweights, logits, top_k, score=score, renormalise=True))
+        check(got, librarys_own(dweights, logits, top_k, score=score, renormalise=True), cancels=dweights)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -133,7 +141,8 @@ def problems(draw):
 def test_it_is_the_gradient_and_the_order_of_slots_is_none_of_its_business(problem):
     dweights, logits, experts, options = problem
     got = topk_gate_backward(dweights, logits, experts, **options)
-    check(got, librarys_own(dweights, logits, experts.shape[1], **options))
+    want = librarys_own(dweights, logits, experts.shape[1], **options)
+    check(got, want, cancels=what_cancels(dweights, **options))
     assert torch.equal(topk_gate_backward(dweights.flip(1), logits, experts.flip(1), **options), got)
     if options["score"] != "sigmoid":  # adding a number to all logits changes no weight
         torch.testing.assert_close(got.sum(dim=1), torch.zeros(len(got)), rtol=0.0, atol=1e-5)
