@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from moe_lab import profiling
-from moe_lab.profiling import Timing, time_interleaved
+from moe_lab.profiling import Timing, time_interleaved, timing
 
 
 class Clock:
@@ -20,7 +19,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(profiling.time, "perf_counter", clock)
+    monkeypatch.setattr(timing.time, "perf_counter", clock)
     return clock
 
 
