@@ -18,10 +18,10 @@ ALONE := notebooks/00_start_here.ipynb
 ALONE += $(shell grep -lE 'time_interleaved|measure_products' notebooks/*.ipynb notebooks/solutions/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint format notebooks train bench compile gpu doctor lock clean
+.PHONY: help setup lab test lint format notebooks train bench bench-peers compile gpu doctor lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv with the pinned packages (the other targets do it by themselves)
 
@@ -64,17 +64,40 @@ notebooks: $(READY) ## run every lesson top to bottom and write its outputs (ONL
 train: $(READY) ## train the shipped model again, into runs/stdlib-moe (about 9 minutes on 2 cores)
 	$(BIN)/python -m moe_lab train --out runs/stdlib-moe --export runs/stdlib-moe/exported
 
-bench: $(READY) ## measure this machine's ceilings, time the routers, and record both in data/benchmarks (needs a clean tree)
+# Timed with PyTorch's own way of waiting; with the one above, each short operator would wait for a thread to wake up.
+bench gpu: export OMP_WAIT_POLICY = ACTIVE
+bench gpu: export GOMP_SPINCOUNT = 10000000
+
+bench: $(READY) ## time this machine's ceilings, the experts on its CPU and the routers; record all three (needs a clean tree)
 	$(BIN)/python -m moe_lab bench ceilings
+	$(BIN)/python -m moe_lab bench cpu
 	$(BIN)/python -m moe_lab bench routers
+
+RIVALS := liger-kernel==0.8.5 moe-ops==0.1.0 tokenspeed-triton-kernels==1.0.0.post20260510 flag-gems==5.0.2 \
+  sqlalchemy==2.0.48
+SONIC := sonic-moe==0.1.2.post1 quack-kernels==0.3.11 nvidia-cutlass-dsl==4.4.2 nvidia-cutlass-dsl-libs-base==4.4.2 \
+  apache-tvm-ffi==0.1.15.post2 torch-c-dlpack-ext==0.1.5
+
+bench-peers: $(READY) ## install the rivals that PyPI has; torch, triton and numpy stay as they are
+	@# without dependencies: some pin another torch or numpy, and what they need besides is here or named above
+	@for package in $(RIVALS); do $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $$package \
+	  || echo "not installed: $$package"; done
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SONIC) \
+	  || echo "not installed: SonicMoE, which needs Python 3.12 or newer"
 
 compile: $(READY) ## compile every kernel for GPUs that are not here; fails if anything is worse than recorded
 	$(BIN)/python -m moe_lab compile --against data/machine_code.json
 
-gpu: $(READY) ## on a machine with a CUDA device: the tests that need one, then the compile check
+gpu: $(READY) ## on a machine with a CUDA device: its tests, the compile check, every suite and profiles, in ten minutes
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu needs a CUDA device, and torch sees none here; all else runs without one: make test")'
-	$(BIN)/python -m pytest -m gpu tests
+	$(BIN)/python -m pytest -m gpu -q tests
 	$(BIN)/python -m moe_lab compile --against data/machine_code.json
+	$(BIN)/python -m moe_lab bench ceilings --minutes 1
+	$(BIN)/python -m moe_lab bench align --minutes 0.5
+	$(BIN)/python -m moe_lab bench layer --minutes 3
+	$(BIN)/python -m moe_lab bench decode --minutes 1.5
+	$(BIN)/python -m moe_lab bench order --minutes 0.5
+	$(BIN)/python -m moe_lab profile --backend grouped triton transformers dense --dtype bfloat16 --shape 8192,2048,768,128,8 --out data/traces
 
 doctor: $(READY) ## say what this machine can run
 	$(BIN)/python -m moe_lab doctor

@@ -84,11 +84,12 @@ def _grouped_gemm_kernel(
         store_tile(y, total, row, column, N, BLOCK_M, BLOCK_N, DESCRIPTORS)
 
 
-def grouped_gemm(x, w, tile_expert, num_tiles, block_m, *, transposed=False, config=None):
+def grouped_gemm(x, w, tile_expert, num_tiles, block_m, *, transposed=False, config=None, group_m=None):
     """Multiply each tile of ``block_m`` rows of ``x`` by its expert's matrix: (rows, K) -> (rows, N).
 
     ``w`` is (num_experts, N, K), or (num_experts, K, N) with ``transposed``. ``tile_expert`` and ``num_tiles`` come
-    from `sort_tokens`. Rows of tiles beyond ``num_tiles`` are not written. Nothing waits for the GPU.
+    from `sort_tokens`. Rows of tiles beyond ``num_tiles`` are not written. ``group_m`` is for comparing orders of
+    tiles: 1 is row-major, one above the number of row tiles column-major. Nothing waits for the GPU.
     """
     check_tensors(x=x, w=w)
     inner, columns = w.shape[1:] if transposed else (w.shape[2], w.shape[1])
@@ -100,6 +101,7 @@ def grouped_gemm(x, w, tile_expert, num_tiles, block_m, *, transposed=False, con
     y = x.new_empty(x.shape[0], columns)
     options = choose_config(CONFIGS, block_m, x, config)
     block_n, block_k = options.pop("BLOCK_N"), options.pop("BLOCK_K")
+    options |= {} if group_m is None else {"GROUP_M": group_m}
     use = options.pop("descriptors") and aligned(x, w, y)
     programs = num_programs(x.device)
     _grouped_gemm_kernel[(programs,)](

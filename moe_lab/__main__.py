@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_train(commands)
     add_count(commands)
     add_bench(commands)
+    add_profile(commands)
     add_compile(commands)
     add_experiment(commands)
     add_notebooks(commands)
@@ -147,7 +148,9 @@ def add_bench(commands) -> None:
         help="time a suite against its rivals and record the run",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("suite", choices=("routers", "ceilings"), nargs="?", default="routers", help="what to time")
+    suites = ("ceilings", "cpu", "routers", "layer", "decode", "align", "order")
+    parser.add_argument("suite", choices=suites, nargs="?", default="cpu", help="what to time; the last four on a GPU")
+    parser.add_argument("--minutes", type=float, default=10.0, help="what does not fit is recorded as not measured")
     parser.add_argument("--out", type=Path, default=Path("data/benchmarks"), help="folder for the record")
     parser.add_argument("--no-record", action="store_true", help="print the table only; needs no clean tree")
     parser.add_argument("--quick", action="store_true", help="one small shape, to see that it runs")
@@ -157,16 +160,82 @@ def add_bench(commands) -> None:
 
 def run_bench(options) -> int:
     """Run the suite; print its table and where the record is."""
-    from moe_lab.bench import SUITES, run, show_table
+    from moe_lab.bench import BASELINES, SUITES, run, show_table
 
+    if not 0 < options.minutes < 1e6:
+        raise ValueError(f"--minutes must be above 0, got {options.minutes:g}")
     cases = SUITES[options.suite](options.quick)
-    rows, path = run(options.suite, cases, None if options.no_record else options.out)
+    rows, path = run(options.suite, cases, None if options.no_record else options.out, 60 * options.minutes)
     if options.json:
         print(json.dumps([row.as_dict() for row in rows], indent=2))
     else:
-        print(show_table(rows, "torch.topk"))
+        print(show_table(rows, BASELINES.get(options.suite)))
         print(f"recorded: {path}" if path else "not recorded")
     return 0
+
+
+def add_profile(commands) -> None:
+    """``profile``: where the time of a layer goes."""
+    parser = commands.add_parser(
+        "profile",
+        help="show where the time of a layer goes, operator by operator",
+        description="Profiles one call of the layer, router included, and of the dense layer with the experts' FLOPs, "
+        "on the GPU if there is one. Ceilings are measured in the same run.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--shape",
+        default="medium",
+        help="small, medium, few experts, or tokens,d_model,d_expert,num_experts,top_k as numbers",
+    )
+    parser.add_argument(
+        "--backend",
+        nargs="+",
+        default=["grouped", "loop", "transformers", "dense"],
+        choices=("grouped", "loop", "triton", "transformers", "dense"),
+        help="what to profile; the others are compared with the last",
+    )
+    parser.add_argument("--direction", choices=("forward", "forward+backward"), default="forward", help="which passes")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of x and weights"
+    )
+    parser.add_argument("--threads", type=int, help="PyTorch's threads on a CPU; its own choice if left out")
+    parser.add_argument("--repeats", type=int, default=5, help="calls; the one of median duration becomes the trace")
+    parser.add_argument("--out", type=Path, help="write Chrome traces: a .json file for one backend, or a folder")
+    parser.add_argument("--json", action="store_true", help="print the tables as JSON")
+    parser.set_defaults(run=run_profile)
+
+
+def run_profile(options) -> int:
+    """Profile each backend; print the tables, and where the traces are."""
+    if options.out and options.out.suffix == ".json" and len(options.backend) > 1:
+        raise ValueError(f"--out {options.out} is one file, and {len(options.backend)} backends were asked for")
+    import torch
+
+    from moe_lab.checks import check_whole
+    from moe_lab.profiling.layer import profile_layers, read_shape, trace_path
+    from moe_lab.profiling.table import as_json, compare_traces, show_profile
+
+    shape = read_shape(options.shape)
+    if options.threads is not None:
+        torch.set_num_threads(check_whole("threads", options.threads, 1))
+    passes = options.backend, options.direction, options.dtype
+    traces = profile_layers(shape, *passes, repeats=options.repeats, ceilings=_measured_rates(options.dtype))
+    compared = [compare_traces(traces)] if len(traces) > 1 else []
+    print(as_json(traces) if options.json else "\n\n".join([*map(show_profile, traces), *compared]))
+    for trace in traces if options.out else ():
+        print(f"written: {trace.write(trace_path(options.out, trace))}", file=sys.stderr)
+    return 0
+
+
+def _measured_rates(dtype: str) -> dict:
+    """What this machine reaches in about a second of products and copies; empty where its products take too long."""
+    from moe_lab.roofline import best_rates, measure_copies, measure_products
+
+    products = measure_products(dtype, seconds=0.15, repeats=5)
+    found = [*products, *measure_copies(2**28, 5)] if products else []
+    rates = best_rates((one.dtype, one.flops, one.bytes, one.timing.p50_ms) for one in found) if found else ({}, None)
+    return dict(zip(("flops_per_s", "bytes_per_s"), rates, strict=True))
 
 
 def add_compile(commands) -> None:

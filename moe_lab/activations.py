@@ -10,11 +10,19 @@ GATED: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": F.gel
 UNGATED: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 ACTIVATIONS = (*GATED, *UNGATED)
 
-# what autograd itself calls on the way back: (gradient of the result, input) -> gradient of the input
-_BACKWARD: dict[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]] = {
-    F.silu: torch.ops.aten.silu_backward,
-    F.gelu: torch.ops.aten.gelu_backward,
-    F.relu: lambda gradient, hidden: torch.ops.aten.threshold_backward(gradient, hidden, 0),
+# what PyTorch itself calls, writing into a tensor that is there: (input, out)
+_INTO: dict[Callable[[Tensor], Tensor], Callable[..., Tensor]] = {
+    F.silu: torch.ops.aten.silu.out,
+    F.gelu: torch.ops.aten.gelu.out,
+    F.relu: lambda hidden, out: torch.clamp_min(hidden, 0, out=out),
+}
+# and on the way back: (gradient of the result, input) -> gradient of the input
+_BACKWARD: dict[Callable[[Tensor], Tensor], Callable[..., Tensor]] = {
+    F.silu: torch.ops.aten.silu_backward.grad_input,
+    F.gelu: torch.ops.aten.gelu_backward.grad_input,
+    F.relu: lambda gradient, hidden, grad_input: torch.ops.aten.threshold_backward.grad_input(
+        gradient, hidden, 0, grad_input=grad_input
+    ),
 }
 
 
@@ -28,8 +36,11 @@ def hidden_columns(activation: str, d_expert: int) -> int:
     return 2 * d_expert if check_activation(activation) in GATED else d_expert
 
 
-def activate(hidden: Tensor, activation: str) -> Tensor:
+def activate(hidden: Tensor, activation: str, out: Tensor | None = None, of_gate: Tensor | None = None) -> Tensor:
     """swiglu: silu(gate) * up; geglu: gelu(gate) * up, with [gate; up] side by side; else the function itself.
+
+    Into ``out``, without autograd, if that is given. A gated activation then leaves silu(gate) or gelu(gate) in
+    ``of_gate``, if that is given too.
 
     Example:
         >>> import torch
@@ -37,26 +48,40 @@ def activate(hidden: Tensor, activation: str) -> Tensor:
         (tensor([[0.]]), tensor([[0., 2.]]))
     """
     if check_activation(activation) in UNGATED:
-        return UNGATED[activation](hidden)
+        function = UNGATED[activation]
+        return function(hidden) if out is None else _INTO[function](hidden, out=out)
     if hidden.shape[-1] % 2:
         raise ValueError(f"hidden must have an even last dimension, [gate; up], got {tuple(hidden.shape)}")
     gate, up = hidden.chunk(2, dim=-1)
-    return GATED[activation](gate) * up
+    function = GATED[activation]
+    if out is None:
+        return function(gate) * up
+    of_gate = _INTO[function](gate, out=out if of_gate is None else of_gate)
+    return torch.mul(of_gate, up, out=out)
 
 
-def activate_backward(dinner: Tensor, hidden: Tensor, activation: str) -> Tensor:
+def activate_backward(
+    dinner: Tensor, hidden: Tensor, activation: str, out: Tensor | None = None, has_of_gate: bool = False
+) -> Tensor:
     """From the gradient of ``activate(hidden, activation)`` to that of ``hidden``: for operators, without autograd.
+
+    Into ``out``, if that is given, and then what was in ``dinner`` is lost. With ``has_of_gate`` the later half of
+    ``out`` holds already what `activate` left of the gate.
 
     Example:
         >>> import torch
         >>> activate_backward(torch.tensor([[5.0]]), torch.tensor([[0.0, 2.0]]), "swiglu")  # silu'(0) is 1/2
         tensor([[5., 0.]])
     """
+    dinner, out = (dinner.clone(), torch.empty_like(hidden)) if out is None else (dinner, out)
     if check_activation(activation) in UNGATED:
-        return _BACKWARD[UNGATED[activation]](dinner, hidden)
+        return _BACKWARD[UNGATED[activation]](dinner, hidden, grad_input=out)
     gate, up = hidden.chunk(2, dim=-1)
+    dgate, dup = out.chunk(2, dim=-1)
     function = GATED[activation]
-    return torch.cat((_BACKWARD[function](dinner * up, gate), dinner * function(gate)), dim=-1)
+    (dup if has_of_gate else _INTO[function](gate, out=dup)).mul_(dinner)
+    _BACKWARD[function](dinner.mul_(up), gate, grad_input=dgate)
+    return out
 
 
 def check_activation(activation: str) -> str:

@@ -77,7 +77,8 @@ def _loop(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activa
 def _grouped(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str, _: str) -> Tensor:
     """One operator, so that ``torch.compile`` and `flop_counter` see one."""
     refuse_tangents("grouped", x, routing.weights, w_gate_up, w_down)
-    return torch.ops.moe_lab.grouped_mlp(x, routing.experts, routing.weights, w_gate_up, w_down, activation)[0]
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, routing.weights, w_gate_up, w_down))
+    return torch.ops.moe_lab.grouped_mlp(x, routing.experts, routing.weights, w_gate_up, w_down, activation, keep)[0]
 
 
 def _triton(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tensor, activation: str, save: str) -> Tensor:

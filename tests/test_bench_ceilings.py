@@ -7,22 +7,23 @@ import torch
 
 from moe_lab import roofline
 from moe_lab.__main__ import main
-from moe_lab.bench import SUITES, run, show_table
+from moe_lab.bench import SUITES, Measured, machine, run, show_table
 from moe_lab.bench import record as recorder
 from moe_lab.checkpoint import read_json
 from moe_lab.roofline import BYTES, best_rates, measured_device
 
 
 @pytest.fixture
-def clean_tree(monkeypatch):
-    monkeypatch.setattr(recorder, "_git", lambda *arguments: "c0ffee" * 6 if arguments[0] == "rev-parse" else "")
+def clean_tree(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "git", lambda *arguments: "c0ffee" * 6 if arguments[0] == "rev-parse" else "")
+    monkeypatch.setattr(recorder, "UNFINISHED", tmp_path / "unfinished")
 
 
 @pytest.fixture
 def brief(monkeypatch):
     """The second that each record spends on the machine's ceilings, made short."""
     measure = roofline.measure_ceilings
-    monkeypatch.setattr(recorder, "measure_ceilings", lambda **options: measure(sizes=(32,), copy_bytes=64, repeats=1))
+    monkeypatch.setattr(machine, "measure_ceilings", lambda **options: measure(sizes=(32,), copy_bytes=64, repeats=1))
 
 
 def test_rows_count_flops_and_bytes():
@@ -64,12 +65,10 @@ def test_every_record_holds_the_ceilings_of_its_machine(tmp_path, clean_tree, br
 
 
 def test_the_table_shows_rates_where_there_is_no_baseline(capsys):
-    row = recorder.Measured(
-        "matrix product", "forward", {"size": 8}, "float32", 1.0, 2.0, 3.0, 0.0, 0.0, flops=5 * 10**9
-    )
-    moved = recorder.Measured("copy", "forward", {"elements": 8}, "float32", 1.0, 4.0, 5.0, 0.0, 0.0, bytes=8 * 10**6)
-    lines = show_table([row, moved], "torch.topk").splitlines()
-    assert lines[0].split()[-1] == "rate"
-    assert lines[1].split()[-3:] == ["2.5000", "TFLOP/s,", "float32"] and lines[2].split()[-2:] == ["2.0", "GB/s"]
+    times = dict(ms_p20=1.0, error=0.0, tolerance=0.0)
+    product = Measured("product", "forward", {"n": 8}, "float32", ms_p50=2.0, ms_p80=3.0, flops=5 * 10**9, **times)
+    moved = Measured("copy", "forward", {"n": 9}, "float32", ms_p50=4.0, ms_p80=5.0, bytes=8 * 10**6, **times)
+    lines = show_table([product, moved], "torch.topk").splitlines()
+    assert lines[1].split()[-2:] == ["2.5000", "TFLOP/s"] and lines[3].split()[-2:] == ["2.0", "GB/s"]
     assert main(["bench", "ceilings", "--quick", "--no-record"]) == 0
-    assert "TFLOP/s, bfloat16" in capsys.readouterr().out
+    assert "TFLOP/s" in capsys.readouterr().out

@@ -1,9 +1,6 @@
 """The top-k gate against the library's own router, and against plain Python in float64."""
 
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -224,56 +221,6 @@ def test_bfloat16_is_refused_in_the_interpreter():
         topk_gate(torch.zeros(3, 5, dtype=torch.bfloat16), 2)
     with pytest.raises(TypeError, match=r"bias is bfloat16"):
         topk_gate(torch.zeros(3, 5), 2, bias=torch.zeros(5, dtype=torch.bfloat16))
-
-
-COMPILE = """
-import pathlib, re, subprocess, sys, tempfile
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from moe_lab.kernels import topk_gate, topk_gate_backward
-
-TARGETS = [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64), ("hip", "gfx950", 64)]
-DTYPE = {"bias": "*fp32", "weights": "*fp32", "dweights": "*fp32", "experts": "*i32", "tokens": "i32", "scale": "fp32"}
-CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-
-
-def spills(binary):
-    if "amdgcn" in binary.asm:
-        return sum(map(int, re.findall(r"[sv]gpr_spill_count:\\s+(\\d+)", binary.asm["amdgcn"])))
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.asm["cubin"])
-        file.flush()
-        usage = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return int(re.search(r"STACK:(\\d+)", usage)[1])
-
-
-def check(kernel, target, num_warps, **constants):
-    names = kernel.arg_names
-    signature = {n: "constexpr" if n in constants else DTYPE.get(n, "*bf16") for n in names}
-    fixed = {(i,): constants[n] for i, n in enumerate(names) if n in constants}
-    pointers = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=pointers)
-    left = spills(triton.compile(source, target=GPUTarget(*target), options={"num_warps": num_warps}))
-    assert left == 0, (target, kernel.__name__, constants, left)
-
-
-for target in TARGETS:
-    for num_experts, top_k, score in ((128, 8, "softmax"), (1024, 16, "sigmoid")):
-        block_tokens, columns = topk_gate.block_of(num_experts)
-        shared = dict(NUM_EXPERTS=num_experts, TOP_K=top_k, SCORE=score, RENORMALISE=True, BLOCK_TOKENS=block_tokens)
-        bias = {} if score == "sigmoid" else {"bias": None}
-        slots = triton.next_power_of_2(top_k)
-        check(topk_gate._topk_gate_kernel, target, 4, **shared, COLUMNS=columns, SLOTS=slots, **bias)
-        check(topk_gate_backward._topk_gate_backward_kernel, target, 8, **shared, COLUMNS=columns)
-"""
-
-
-def test_forward_and_backward_compile_for_every_gpu_without_spills(tmp_path):
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    script = tmp_path / "compile_gate.py"
-    script.write_text(COMPILE)
-    subprocess.run([sys.executable, script], check=True, env=environment, timeout=300)
 
 
 @pytest.mark.gpu

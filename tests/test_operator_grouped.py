@@ -7,11 +7,13 @@ import sys
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_lab import MoE, expert_mlp, flop_counter
 from moe_lab.accounting.layer import expert_flops
 from moe_lab.activations import ACTIVATIONS, activate, activate_backward
 from moe_lab.inputs import SPREADS, make_layer_inputs
+from moe_lab.operators import chunks
 from moe_lab.operators.grouped import grouped_mlp, grouped_mlp_backward
 
 CASES = {
@@ -31,12 +33,12 @@ def arguments_of(activation="swiglu", d_model=6, d_expert=5, **case):
     """The operator's arguments, and an upstream gradient."""
     inputs = make_layer_inputs(d_model=d_model, d_expert=d_expert, activation=activation, **case)
     x, routing, w_gate_up, w_down = inputs.arguments
-    return (x, routing.experts, routing.weights, w_gate_up, w_down, activation), inputs.dy
+    return (x, routing.experts, routing.weights, w_gate_up, w_down, activation, True), inputs.dy
 
 
 def backward_arguments_of(wanted, **case):
     arguments, dy = arguments_of(**case)
-    return (dy, *grouped_mlp(*arguments)[1:], *arguments[2:], list(wanted))
+    return (dy, arguments[0], *grouped_mlp(*arguments)[1:], *arguments[2:-1], list(wanted))
 
 
 # ---- what PyTorch asks of an operator
@@ -86,14 +88,13 @@ def test_rows_of_empty_slots_come_last_and_hold_nothing(spread, monkeypatch):
     x, experts, _, w_gate_up, *_ = arguments
     new_empty = torch.Tensor.new_empty
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **o: new_empty(*a, **o).fill_(-(2**40)))
-    _, rows, hidden, order, load = grouped_mlp(*arguments)
+    _, hidden, order, load = grouped_mlp(*arguments)
     count = int((experts >= 0).sum())
-    assert 0 < count < experts.numel() == len(rows) == len(hidden) == len(order)
-    assert bool((order[count:] == -1).all()) and bool((rows[count:] == 0).all()) and bool((hidden[count:] == 0).all())
+    assert 0 < count < experts.numel() == len(hidden) == len(order)
+    assert bool((order[count:] == -1).all()) and bool((hidden[count:] == 0).all())
     expert = experts.flatten()[order[:count]]
     assert expert.tolist() == sorted(expert.tolist()) and load.tolist() == torch.bincount(expert, minlength=5).tolist()
-    assert torch.equal(rows[:count], x[order[:count] // 3])
-    want = torch.stack([w_gate_up[e] @ row for e, row in zip(expert, rows, strict=False)])
+    want = torch.stack([w_gate_up[e] @ x[t] for e, t in zip(expert, order[:count] // 3, strict=True)])
     torch.testing.assert_close(hidden[:count], want)
 
 
@@ -104,7 +105,7 @@ def test_what_a_dropped_token_holds_reaches_nobody():
     x[3], weights[3] = float("nan"), float("nan")
     y, *kept = grouped_mlp(x, experts, weights, *rest)
     assert torch.equal(y, want) and bool((y[3] == 0).all())
-    dx, dweights, *dw = grouped_mlp_backward(dy, *kept, weights, *rest, [True] * 4)
+    dx, dweights, *dw = grouped_mlp_backward(dy, x, *kept, weights, *rest[:-1], [True] * 4)
     assert all(bool(gradient.isfinite().all()) for gradient in (dx, dweights, *dw))
     assert bool((dx[3] == 0).all()) and bool((dweights[3] == 0).all())
 
@@ -134,6 +135,70 @@ def test_the_activation_is_derived_as_autograd_does(activation, dtype):
     (want,) = torch.autograd.grad(y, hidden, dinner)
     got = activate_backward(dinner, hidden.detach(), activation)
     assert got.dtype == dtype and torch.equal(got, want)
+
+
+# ---- chunks, and products in a wider dtype
+
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
+
+
+@pytest.mark.parametrize("instructions", [True, False], ids=["in its dtype", "widened"])
+@pytest.mark.parametrize("chunk_rows", [1, 5, 1024])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_the_same_in_chunks_of_any_size_and_in_either_dtype(dtype, chunk_rows, instructions, monkeypatch):
+    """97 rows in float64 are the judge; an expert has 40 of them, another none."""
+    monkeypatch.setattr(chunks, "_has_instructions", lambda _: instructions)
+    case = dict(tokens=49, num_experts=5, top_k=2, spread="skewed", empty_slots=0.1, d_model=24, d_expert=12)
+    (x, experts, weights, *matrices, activation, keep), dy = arguments_of(**case)
+    wide = torch.promote_types(dtype, torch.float32)
+    given = (x.to(dtype), experts, weights.to(wide), *(matrix.to(dtype) for matrix in matrices), activation, keep)
+    exact = tuple(v.double() if torch.is_tensor(v) and v.is_floating_point() else v for v in given)
+
+    def outcome(arguments, dy):
+        y, *kept = grouped_mlp(*arguments)
+        return y, *grouped_mlp_backward(dy, arguments[0], *kept, *arguments[2:-1], [True] * 4)
+
+    want = outcome(exact, dy.to(dtype).double())
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", chunk_rows)
+    for ours, right in zip(outcome(given, dy.to(dtype)), want, strict=True):
+        assert float((ours.double() - right).norm() / right.norm()) < TOLERANCE[dtype]
+
+
+def test_a_half_precision_is_widened_only_where_the_processor_lacks_it(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for has in (True, False):
+        monkeypatch.setattr(chunks, "_has_instructions", lambda _, has=has: has)
+        for half in (torch.bfloat16, torch.float16):
+            assert chunks.working_dtype(half, cpu) == (half if has else torch.float32)
+            assert chunks.working_dtype(half, cuda) == half
+        assert chunks.working_dtype(torch.float64, cpu) == torch.float64
+
+
+def test_without_a_gradient_nothing_is_kept():
+    (*arguments, _), _ = arguments_of(**CASES["some dropped"])
+    y, hidden, *_ = grouped_mlp(*arguments, False)
+    kept, *_ = grouped_mlp(*arguments, True)
+    assert torch.equal(y, kept) and hidden.shape == (0, 10)
+    inputs = make_layer_inputs(9, 6, 5, 4, 2)
+    asked = []
+    with torch.no_grad(), TorchDispatchRecorder(asked):
+        expert_mlp(inputs.x.requires_grad_(), *inputs.arguments[1:], backend="grouped")
+    with TorchDispatchRecorder(asked):
+        expert_mlp(*inputs.arguments, backend="grouped")
+    assert asked == [False, True]
+
+
+class TorchDispatchRecorder(TorchDispatchMode):
+    """Whether each call of the operator was asked to keep what a backward pass needs."""
+
+    def __init__(self, asked):
+        super().__init__()
+        self.asked = asked
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator is torch.ops.moe_lab.grouped_mlp.default:
+            self.asked.append(args[-1])
+        return operator(*args, **(kwargs or {}))
 
 
 # ---- FLOPs: the formulas against the products inside

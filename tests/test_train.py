@@ -102,7 +102,7 @@ def test_sigkill_at_any_moment(tmp_path):
     """Kill a real process again and again, wherever it stands; look at the disk each time; then let it finish."""
     chance, out = random.Random(0), tmp_path / "run"
     config = dataclasses.replace(SHORT, steps=300, checkpoint_every=10)
-    for _ in range(5):
+    for _ in range(3):
         begun = latest_checkpoint(out)
         with start(out, "--steps", "300", "--checkpoint-every", "10") as process:
             wait_for(process.stderr, b"loss=")

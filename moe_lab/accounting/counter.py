@@ -326,7 +326,7 @@ def mlp_backward_flops(
 @register_flops("moe_lab::grouped_mlp_backward")
 def _grouped_mlp_backward_flops(
     dy: Tensor,
-    rows: Tensor,
+    x: Tensor,
     hidden: Tensor,
     order: Tensor,
     load: Tensor,

@@ -1,147 +1,106 @@
 """Running a suite, and the immutable record of the run."""
 
 import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 
-import moe_lab.kernels
-from moe_lab.checkpoint import write_json
-from moe_lab.roofline import best_rates, measure_ceilings
+from moe_lab.bench import machine
+from moe_lab.bench.limits import refuse_above_roofline
+from moe_lab.bench.rows import Measured
+from moe_lab.checkpoint import read_json, write_json
 
-ROOT = Path(__file__).parents[2]
+UNFINISHED = machine.ROOT / "runs" / "bench"
+"""Where the finished cases of a run wait that was cut: a file a suite, device and commit."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One row: an implementation on a shape, verified before it was timed."""
+class Case:
+    """A part of a suite that is timed in one go, so that its rows can be compared.
 
-    implementation: str
-    direction: str
-    shape: dict[str, int]
-    dtype: str
-    ms_p20: float
-    ms_p50: float
-    ms_p80: float
-    error: float
-    tolerance: float
-    flops: int | None = None
-    bytes: int | None = None
+    ``run(seconds)`` verifies, then times for about so long, and returns its rows. A resumed run knows a finished case
+    by its ``name``. ``rows_if_late(why_not)`` makes the rows that are left once the time is up.
+    """
 
-    @property
-    def verified(self) -> bool:
-        """Whether the answer was right; a wrong one is not worth timing."""
-        return self.error <= self.tolerance
-
-    def as_dict(self) -> dict:
-        """The row as the record holds it; ``pass`` is a word of Python's."""
-        values = asdict(self)
-        values["pass"] = values.pop("direction")
-        return {**values, "verified": self.verified}
+    name: str
+    run: Callable[[float], list[Measured]]
+    rows_if_late: Callable[[str], list[Measured]] = lambda why_not: []
 
 
 def run(
-    suite: str, cases: Iterable[Callable[[], list[Measured]]], folder: Path | None
+    suite: str, cases: Iterable[Case], folder: Path | None, seconds: float = 600.0
 ) -> tuple[list[Measured], Path | None]:
     """Run every case with a progress bar; write the record into ``folder``, or none if that is None.
 
-    Raises ValueError for a row that is not right, and, where a record is wanted, for a tree with uncommitted changes
-    or Triton's interpreter: neither could be repeated.
+    The cases share ``seconds``: what is left, by the number of those that are left. When the time is up, the rest is
+    recorded as not measured. A recorded run that was cut goes on after its last finished case, if the commit is still
+    the same.
+
+    Raises ValueError for a row that is not right or above the machine's roofline, and, where a record is wanted, for a
+    tree with uncommitted changes or Triton's interpreter: neither could be repeated.
     """
-    if folder is not None:
-        _refuse_what_cannot_be_repeated()
-    about = {} if folder is None else _about_this_machine()  # before the run, in case somebody commits meanwhile
-    started, rows = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), []
-    for case in tqdm(list(cases), desc=suite, unit="case"):
-        rows += case()
-        for row in rows:
-            if not row.verified:
-                raise ValueError(f"{row.implementation} on {row.shape} is off by {row.error}, allowed {row.tolerance}")
+    cases = list(cases)
     if folder is None:
-        return rows, None
-    about = {"suite": suite, "started": started, **about}
-    path = folder / f"{suite}-{about['device_id']}-{started[:10]}-{about['commit'][:9]}.json"
+        return _rows_of(cases, seconds, suite, {}, None, None), None
+    machine.refuse_what_cannot_be_repeated()
+    commit, started = machine.git("rev-parse", "HEAD"), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    path = folder / f"{suite}-{machine.device_id()}-{started[:10]}-{commit[:9]}.json"
     if path.exists():
         raise ValueError(f"{path} is a record of the same commit and day, and records are immutable; delete it first")
+    unfinished = UNFINISHED / f"{suite}-{machine.device_id()}-{commit[:9]}.json"
+    done = _finished(unfinished)
+    about = done.pop("run", None) or machine.describe_run(suite, started)
+    rows = _rows_of(cases, seconds, suite, done, unfinished, about)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"run": about, "rows": [row.as_dict() for row in rows]})
+    _write_whole(path, {"run": about, "rows": [row.as_dict() for row in rows]})
+    unfinished.unlink(missing_ok=True)
     return rows, path
 
 
-def show_table(rows: list[Measured], baseline: str) -> str:
-    """The rows as text, with the time of each as a multiple of the baseline's on the same shape.
+def _rows_of(
+    cases: list[Case], seconds: float, suite: str, done: dict, unfinished: Path | None, about: dict | None
+) -> list[Measured]:
+    """Every case's rows: those that are there, and the others, each written down when it is finished."""
+    end, rows = time.monotonic() + seconds, []
+    left = len([case for case in cases if case.name not in done])
+    for case in (bar := tqdm(cases, desc=suite, unit="case")):
+        bar.set_postfix_str(case.name)
+        if case.name in done:
+            rows += [Measured.from_dict(row) for row in done[case.name]]
+            continue
+        remaining = end - time.monotonic()
+        found = case.run(remaining / left) if remaining > 0 else case.rows_if_late("the suite's time was up")
+        left -= 1
+        _refuse(found, suite, about)
+        rows += found
+        if unfinished:
+            done[case.name] = [row.as_dict() for row in found]
+            _write_whole(unfinished, {"run": about, **done})
+    return rows
 
-    Where no row is the baseline, its rate stands there instead: what it counts, FLOPs or bytes, over its median time.
-    """
-    base = {str(row.shape): row.ms_p50 for row in rows if row.implementation == baseline}
-    last = f"x {baseline}" if base else "rate"
-    lines = [f"{'shape':42} {'implementation':24} {'p20':>9} {'p50 ms':>9} {'p80':>9}  {last}"]
+
+def _refuse(rows: list[Measured], suite: str, about: dict | None) -> None:
     for row in rows:
-        shape = " ".join(f"{name}={size}" for name, size in row.shape.items())
-        ratio = f"{row.ms_p50 / base[str(row.shape)]:8.2f}" if str(row.shape) in base else "       -"
-        lines.append(
-            f"{shape:42} {row.implementation:24} {row.ms_p20:9.2f} {row.ms_p50:9.2f} {row.ms_p80:9.2f}  "
-            f"{ratio if base else _rate(row)}"
-        )
-    return "\n".join(lines)
+        if row.ms_p50 is not None and not row.verified:
+            raise ValueError(f"{row.implementation} on {row.shape} is off by {row.error}, allowed {row.tolerance}")
+    if about is not None and suite != "ceilings":  # its rows are the ceilings
+        refuse_above_roofline(rows, about, lambda: machine.measure(seconds=1.0, repeats=9))
 
 
-def _rate(row: Measured) -> str:
-    if row.flops:
-        return f"{row.flops / row.ms_p50 / 1e9:8.4f} TFLOP/s, {row.dtype}"
-    return f"{row.bytes / row.ms_p50 / 1e6:8.1f} GB/s" if row.bytes else "       -"
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _refuse_what_cannot_be_repeated() -> None:
+def _finished(unfinished: Path) -> dict:
+    """The cases that a cut run of this commit left; a damaged file is no help, and no harm."""
     try:
-        changed = _git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise ValueError(f"a record names its commit, which git does not tell ({error}); try --no-record") from error
-    if changed:
-        raise ValueError(f"a record needs a clean tree, changed: {changed.splitlines()[0].strip()}; try --no-record")
-    asked = os.environ.get("TRITON_INTERPRET", "0").lower() not in ("", "0", "false", "off", "no")
-    if asked and not moe_lab.kernels.SWITCHED_ON:  # by the bridge: there is no GPU, and no suite runs a kernel then
-        raise ValueError("TRITON_INTERPRET is set: the interpreter's times say nothing; try --no-record")
+        return read_json(unfinished)
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
-def _about_this_machine() -> dict:
-    cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if cuda else _processor()
-    return {
-        "command": " ".join(["python -m moe_lab", *sys.argv[1:]]),
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": False,
-        "device": device,
-        "device_id": device.lower().replace(" ", "-").split("(")[0].strip("-") if cuda else "cpu",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "driver": torch.version.cuda if cuda else None,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "ceilings": _brief_ceilings(),
-    }
-
-
-def _brief_ceilings() -> dict:
-    """What the machine reached in about a second just before the run: a busy one shows. The suite has better ones."""
-    found = measure_ceilings(seconds=0.15, copy_bytes=2**28, repeats=5)
-    flops_per_s, bytes_per_s = best_rates((one.dtype, one.flops, one.bytes, one.timing.p50_ms) for one in found)
-    return {"flops_per_s": flops_per_s, "bytes_per_s": bytes_per_s}
-
-
-def _processor() -> str:
-    """The processor's own name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def _write_whole(path: Path, value: dict) -> None:
+    """A file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.with_suffix(f".{os.getpid()}.part")
+    write_json(hidden, value)
+    hidden.replace(path)

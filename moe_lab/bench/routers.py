@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from moe_lab.balancers import PriceBalancer
-from moe_lab.bench.record import Measured
+from moe_lab.bench.record import Case
+from moe_lab.bench.rows import Measured, as_percentiles
 from moe_lab.experts import expert_mlp
 from moe_lab.inputs import make_layer_inputs, make_router_logits
 from moe_lab.profiling import time_interleaved
@@ -25,12 +26,13 @@ SHAPES = [
 LAYER = {"tokens": 4096, "d_model": 1024, "d_expert": 512, "num_experts": 64, "top_k": 8}
 
 
-def routers(quick: bool = False) -> list[Callable[[], list[Measured]]]:
+def routers(quick: bool = False) -> list[Case]:
     """One case a shape, and the layer."""
     shapes = [(256, 8, 2)] if quick else SHAPES
     layer = {**LAYER, "tokens": 64, "d_model": 32, "d_expert": 16} if quick else LAYER
     repeats = 3 if quick else 15
-    return [lambda s=s: compare_routers(*s, repeats) for s in shapes] + [lambda: compare_layer(layer, repeats)]
+    compared = [Case(str(s), lambda _, s=s: compare_routers(*s, repeats)) for s in shapes]
+    return [*compared, Case("layer", lambda _: compare_layer(layer, repeats))]
 
 
 def compare_routers(tokens: int, num_experts: int, top_k: int, repeats: int) -> list[Measured]:
@@ -53,7 +55,7 @@ def compare_routers(tokens: int, num_experts: int, top_k: int, repeats: int) -> 
     shape = {"tokens": tokens, "num_experts": num_experts, "top_k": top_k}
     timings = time_interleaved(functions, repeats=repeats)
     return [
-        Measured(name, "forward", shape, "float32", t.p20_ms, t.p50_ms, t.p80_ms, errors[name], 0.0)
+        Measured(name, "forward", shape, "float32", error=errors[name], tolerance=0.0, **as_percentiles(t))
         for name, t in timings.items()
     ]
 
@@ -74,7 +76,13 @@ def compare_layer(shape: dict[str, int], repeats: int) -> list[Measured]:
     timings = time_interleaved(functions, repeats=repeats)
     return [
         Measured(
-            name, "forward", shape, "bfloat16", t.p20_ms, t.p50_ms, t.p80_ms, error if "mlp" in name else 0.0, 2e-2
+            name,
+            "forward",
+            shape,
+            "bfloat16",
+            error=error if "mlp" in name else 0.0,
+            tolerance=2e-2,
+            **as_percentiles(t),
         )
         for name, t in timings.items()
     ]

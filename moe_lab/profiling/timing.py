@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from moe_lab.checks import check_number
+
+LEAST_ROUNDS = 3
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -19,12 +23,18 @@ class Timing:
 
 
 def time_interleaved(
-    functions: dict[str, Callable[[], object]], *, repeats: int = 15, warmup: int = 2, threads: int | None = None
+    functions: dict[str, Callable[[], object]],
+    *,
+    repeats: int = 15,
+    warmup: int = 2,
+    threads: int | None = None,
+    seconds: float | int | None = None,
 ) -> dict[str, Timing]:
     """Time functions without arguments in turns, so that a slow moment of the machine meets all of them.
 
     Each is called ``warmup`` times, untimed. Then ``repeats`` rounds follow; a round calls every function once, and
-    each round starts with another one. Percentiles are linear between the nearest calls. ``threads`` sets PyTorch's
+    each round starts with another one. Percentiles are linear between the nearest calls. With ``seconds`` no round
+    begins after so long, but for the first three. ``threads`` sets PyTorch's
     CPU threads meanwhile: 1 measures the work, where more also measure how the threads wait for each other on a shared
     machine. On a GPU a call ends when the GPU has finished.
 
@@ -36,16 +46,21 @@ def time_interleaved(
         (['sum', 'max'], True)
 
     Raises TypeError for what cannot be called; ValueError for no functions, ``repeats`` or ``threads`` below 1 or a
-    ``warmup`` below 0.
+    ``warmup`` or ``seconds`` below 0.
     """
     _check(functions, repeats, warmup, threads)
+    if seconds is not None:
+        check_number("seconds", seconds, at_least=0)
     samples: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
     with _threads(threads):
         for function in functions.values():
             for _ in range(warmup):
                 function()
+        end = None if seconds is None else time.perf_counter() + seconds
         for turn in range(repeats):
+            if end is not None and turn >= LEAST_ROUNDS and time.perf_counter() > end:
+                break
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 samples[name].append(_milliseconds(functions[name]))

@@ -8,6 +8,7 @@ from moe_lab.widgets.memory_tracer import MemoryTracer
 from moe_lab.widgets.route_one_batch import RouteOneBatch
 from moe_lab.widgets.text_view import TextView
 from moe_lab.widgets.tile_map import TileMap
+from moe_lab.widgets.trace_player import TracePlayer
 
 __all__ = [
     "Accountant",
@@ -18,4 +19,5 @@ __all__ = [
     "RouteOneBatch",
     "TextView",
     "TileMap",
+    "TracePlayer",
 ]

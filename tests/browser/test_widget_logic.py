@@ -2,6 +2,7 @@
 
 import random
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from moe_lab.kernels.tile_order import ORDERS as KERNEL_ORDERS
 
 from moe_lab.accounting.counts import count
+from moe_lab.profiling import CATEGORIES, Trace, TraceEvent
+from moe_lab.profiling.trace import ABOUT
 from moe_lab.roofline import (
     BYTES,
     DEVICES,
@@ -24,10 +27,19 @@ from moe_lab.routers import expert_capacity
 from moe_lab.routers.capacity import OVERFLOWS, PRIORITIES
 from moe_lab.schedule import SCHEDULERS, cut
 from moe_lab.tracing import Launch, Outside, Record, Step
-from moe_lab.widgets import Accountant, CapacityBins, CollapseAndRescue, ExpertRoofline, RouteOneBatch, TextView
+from moe_lab.widgets import (
+    Accountant,
+    CapacityBins,
+    CollapseAndRescue,
+    ExpertRoofline,
+    RouteOneBatch,
+    TextView,
+    TracePlayer,
+)
 from moe_lab.widgets import accountant as accounts
 from moe_lab.widgets import capacity_bins as bins
 from moe_lab.widgets import tile_map as tiling
+from moe_lab.widgets import trace_player as player
 from moe_lab.widgets.expert_roofline import SKEWS, say_rate, say_time, three_digits
 from moe_lab.widgets.memory_tracer import COUNTS, MemoryTracer
 from moe_lab.widgets.route_one_batch import SCORES, draw_logits, name_idle, resize_logits
@@ -157,7 +169,7 @@ BIN_TRAITS = ("tokens", "num_experts", "top_k", "capacity_factor", "skew", "over
 
 
 def test_capacity_bins_places_counts_and_says_the_same(logic):
-    widgets = list(bin_states(200))
+    widgets = list(bin_states(70))
     states = [{name: getattr(widget, name) for name in BIN_TRAITS} for widget in widgets]
     all_four = """argument.map((s) => {
         const placed = m.place(s);
@@ -165,7 +177,7 @@ def test_capacity_bins_places_counts_and_says_the_same(logic):
         return [placed.experts, placed.bins, found, m.summarise(s, found)];
     })"""
     results = logic("capacity_bins", all_four, states)
-    assert len(results) == 200
+    assert len(results) == 70
     for widget, (experts, chips, found, sentence) in zip(widgets, results, strict=True):
         routing = widget.routing
         assert experts == routing.experts.tolist()
@@ -312,11 +324,11 @@ def roof_states(count):
 
 
 def test_expert_roofline_counts_and_says_the_same(logic):
-    widgets = list(roof_states(200))
+    widgets = list(roof_states(100))
     states = [{name: getattr(widget, name) for name in ROOF_TRAITS} for widget in widgets]
     both = "argument.map((s) => { const found = m.examine(s); return [found, m.summarise(s, found)]; })"
     results = logic("expert_roofline", both, states)
-    assert len(results) == 200
+    assert len(results) == 100
     for widget, (found, sentence) in zip(widgets, results, strict=True):
         for mark, shape in ((found["experts"], widget.shape), (found["dense"], widget.shape.dense)):
             intensity, bound, start = widget.bound(shape)
@@ -388,7 +400,7 @@ def account_states(count_of_custom):
 
 def test_accountant_counts_and_says_the_same(logic):
     states, wanted = [], []
-    for widget in account_states(200):
+    for widget in account_states(50):
         states.append({name: getattr(widget, name) for name in ACCOUNT_TRAITS if name != "models"})
         wanted.append((widget.tally(), widget.summary()))
     both = """argument[1].map((s) => {
@@ -396,7 +408,7 @@ def test_accountant_counts_and_says_the_same(logic):
         return [m.tally(m.modelOf(state), state), m.summarise(state)];
     })"""
     results = logic("accountant", both, [Accountant().models, states])
-    assert len(results) == 236
+    assert len(results) == 86
     for (tally, sentence), (found, ours) in zip(wanted, results, strict=True):
         assert found == tally
         assert list(found["params"]) == list(tally["params"]), "in the same order"
@@ -678,3 +690,121 @@ def test_times_and_shares_are_written_alike(logic):
         [part / 4, whole / 4] for whole in (0, 1, 8, 200, 132 * 7) for part in range(0, whole + 1, 1 + whole // 99)
     ]
     assert logic("tile_map", "argument.map((a) => m.perCent(...a))", pairs) == [tiling.per_cent(*a) for a in pairs]
+
+
+PLAYER_TRAITS = ("categories", "traces", "first", "second", "brush", "search", "bar")
+
+
+def made_up_trace(rng):
+    """Events of a tenth of a nanosecond up to a second, on up to four lanes; some traces have none."""
+    about = dict.fromkeys(ABOUT, "?") | {"shape": {"tokens": 4}, "versions": {"torch": "2"}}
+    lanes = rng.sample(["CPU", "CPU thread 2", "GPU stream 7", "GPU stream 13"], rng.randint(1, 4))
+    events, scale = [], rng.choice([0.01, 1.0, 1e5])
+    for lane in lanes:
+        at = rng.random()
+        for _ in range(rng.choice([0, 1, 8])):
+            long = scale * rng.choice([0.0, 0.0001, 1.0, 7.5, rng.random()])
+            work = [rng.choice([None, 0, 1, rng.randint(1, 10**13)]) for _ in range(2)]
+            name = rng.choice(["aten::mm", "Silu<b>", "nvjet MM"])
+            events.append(TraceEvent(name, rng.choice(CATEGORIES), lane, at, long, *work))
+            at += long + scale * rng.choice([0.0, 0.0, 0.5])
+    bare = {"unprofiled_us": rng.uniform(0.1, 1e6)} if rng.random() < 0.6 else {}
+    return Trace(about | {"kind": rng.choice(["cpu", "cuda"]), "device": "a desk"} | bare, events)
+
+
+def player_states(count):
+    """Pairs of such traces, one alone, one twice; brushes anywhere, words that are found and not, every kind of bar."""
+    rng = random.Random(0)
+    pool = [made_up_trace(rng) for _ in range(30)]
+    for number in range(count):
+        traces = dict(zip(("one", "two", "three"), rng.sample(pool, 3), strict=True))
+        floors = {name: rng.uniform(0.001, 1e6) for name in traces if rng.random() < 0.5}
+        chosen = {"first": rng.choice([*traces]), "second": rng.choice([*traces, ""])}
+        longest = max(trace.span_us for trace in traces.values())
+        brush = sorted(rng.uniform(0, 1.2 * longest + 1) for _ in range(2)) if number % 3 else ()
+        search = rng.choice(["", "mm", "SILU", "none"])
+        widget = TracePlayer(traces, floors_us=floors, **chosen, brush=brush, search=search)
+        sides = [chosen["first"], *([chosen["second"]] if chosen["second"] else [])]
+        side = rng.randrange(len(sides))
+        if traces[sides[side]].events:
+            widget.bar = [side, rng.randrange(len(traces[sides[side]].events))]
+        yield widget
+
+
+def test_trace_player_counts_and_says_the_same(logic):
+    widgets = list(player_states(80))
+    states = [{name: getattr(widget, name) for name in PLAYER_TRAITS} for widget in widgets]
+    asked = """argument.map((s) => [m.windowOf(s), m.tally(s), m.summarise(s), m.sayBar(s),
+        m.shownOf(s).map((trace) => m.rank(trace, ...m.windowOf(s), s.categories))])"""
+    for widget, (window, tallies, sentence, bar, rows) in zip(
+        widgets, logic("trace_player", asked, states), strict=True
+    ):
+        assert tuple(window) == widget.window_ns and tallies == widget.tally()
+        assert (sentence, bar) == (widget.summary(), widget.say_bar())
+        assert [some[: player.MOST_ROWS] for some in rows] == [widget.top(side) for side in range(len(rows))]
+    said = " ".join(widget.summary() + widget.say_bar() for widget in widgets)
+    for part in (
+        "over by then",
+        "nothing was recorded",
+        "roofline",
+        "in no bar",
+        "as many FLOPs",
+        "not counted",
+        "Without the profiler A",
+        "TFL",
+    ):
+        assert part in said, part
+
+
+def test_bars_are_laid_out_by_their_time(logic):
+    """Whatever the width: the boxes of a category cover what its time is worth, and share pixels without overlap."""
+    widgets = [widget for widget in player_states(20) if widget.traces[0]["events"]]
+    asked = [[widget.traces[0], width] for widget in widgets for width in (3, 40, 1000)]
+    lay = """argument.map(([trace, width]) =>
+        m.layOut(m.cover(trace.events, 0, Math.max(1, trace.span)), 0, Math.max(1, trace.span), width, new Set([0])))"""
+    for (trace, width), boxes in zip(asked, logic("trace_player", lay, asked), strict=True):
+        span = max(1, trace["span"])
+        covered = [*player.cover(trace["events"], 0, span)]
+        for hit in (False, True):
+            for category in range(len(CATEGORIES)):
+                time = sum(t - f for event, f, t in covered if event[1] == category and (event[0] == 0) == hit)
+                area = sum(wide * high for kind, found, _, _, wide, high in boxes if (kind, found) == (category, hit))
+                assert area == pytest.approx(time * width / span, rel=1e-9, abs=1e-9)
+        assert all(0 <= x <= width and -1e-9 <= y and y + high <= 1 + 1e-9 for _, _, x, y, _, high in boxes)
+        assert all(wide >= 1 for *_, wide, _ in boxes) and len(boxes) <= (2 * len(CATEGORIES) + 1) * (width + 1)
+
+
+def test_keys_lead_through_the_bars_and_the_time(logic):
+    about = dict.fromkeys(ABOUT, "?") | {"kind": "cuda", "shape": {}, "versions": {}}
+    lanes = {"CPU": [0.0, 10.0, 20.0], "GPU stream 7": [5.0, 15.0, 90.0]}
+    events = [TraceEvent("x", "other", lane, at, 2.0) for lane, starts in lanes.items() for at in starts]
+    widget = TracePlayer({"one": Trace(about | {"call_us": 100.0}, events)})  # bars 0, 2, 4 and 1, 3, 5 in time
+    state = {name: getattr(widget, name) for name in PLAYER_TRAITS}
+    keys = [("ArrowRight", 1), ("ArrowRight", 3), ("ArrowUp", 2), ("ArrowUp", 2), ("Home", 0), ("ArrowLeft", 0)]
+    keys += [("End", 4), ("ArrowRight", 4), ("ArrowDown", 3), ("End", 5), ("ArrowDown", 5)]
+    walk = "argument[1].map((key) => { const n = m.moveBar(argument[0], 0, key); argument[0].bar = [0, n]; return n; })"
+    assert logic("trace_player", walk, [state, [key for key, _ in keys]]) == [number for _, number in keys]
+    assert logic("trace_player", walk, [state, ["End"]]) == [5], "with no bar to start from"
+    found = logic(
+        "trace_player",
+        """[m.zoom(argument, 0.5, 20e3), m.zoom({ ...argument, brush: [10, 60] }, 2, null), m.brushOf(-5, 1e9, 100e3),
+            m.brushOf(40e3, 40e3, 100e3), m.zoom(argument, 1e-9, 0), m.follow({ ...argument, brush: [0, 10] },
+            argument.traces[0].events[5]), m.follow({ ...argument, brush: [4, 10] }, argument.traces[0].events[1])]""",
+        state,
+    )
+    assert found == [[10, 60], [0, 85], [], [40, 40.02], [0, 0.02], [86, 96], [4, 10]]
+
+
+def test_ticks_are_round_and_not_too_many(logic):
+    asked = [
+        [start, start + span, most]
+        for start in (0, 12_345)
+        for span in (1, 30, 999, 10**6, 7 * 10**9)
+        for most in (1, 9)
+    ]
+    for (start, stop, most), ticks in zip(
+        asked, logic("trace_player", "argument.map((a) => m.ticksOf(...a))", asked), strict=True
+    ):
+        assert all(start <= tick <= stop for tick in ticks) and len(ticks) <= most + 1
+        steps = {after - before for before, after in pairwise(ticks)}
+        assert len(steps) <= 1 and all(str(step)[0] in "125" and float(str(step)[1:] or 0) == 0 for step in steps)

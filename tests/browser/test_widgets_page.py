@@ -9,6 +9,8 @@ import torch
 
 from moe_lab.experiments.balance import RUNS
 from moe_lab.models import published
+from moe_lab.profiling import CATEGORIES, Trace, TraceEvent
+from moe_lab.profiling.trace import ABOUT
 from moe_lab.roofline import DEVICES, Device
 from moe_lab.routers import route
 from moe_lab.tracing import Launch, Outside, Record, Step
@@ -20,9 +22,11 @@ from moe_lab.widgets import (
     RouteOneBatch,
     TextView,
     TileMap,
+    TracePlayer,
 )
 from moe_lab.widgets.expert_roofline import say_rate, say_time, three_digits
 from moe_lab.widgets.memory_tracer import MemoryTracer
+from moe_lab.widgets.trace_player import say_ns
 
 pytestmark = pytest.mark.browser
 
@@ -146,6 +150,24 @@ def tile_map(num_experts=8, **options):
     return TileMap(load, **{"order": "broken_column_major", "tiles_n": 5, "step": 2, **options})
 
 
+def played(num_experts=8, **options):
+    """A loop over experts on a GPU, each launched from the CPU, beside one kernel for all; both with a roofline."""
+    about = dict.fromkeys(ABOUT, "?") | {
+        "kind": "cuda",
+        "device": "a <b>GPU</b>",
+        "shape": {},
+        "versions": {"torch": "2"},
+    }
+    launches = [TraceEvent("launch", "other", "CPU", 10.0 * at, 3.0) for at in range(num_experts)]
+    kernels = [
+        TraceEvent(f"mm<{at % 3}>", CATEGORIES[at % 5], "GPU stream 7", 10.0 * at + 4, 4.5, 9000 * at, None)
+        for at in range(num_experts)
+    ]
+    one = TraceEvent("grouped_mm", "matrix product", "GPU stream 7", 2.0, 20.0, 9000, 4000)
+    traces = {"loop": Trace(about, launches + kernels), "grouped": Trace(about, [one])}
+    return TracePlayer(traces, **{"floors_us": {"loop": 12.5, "grouped": 12.5}, "bar": (0, 1), **options})
+
+
 def state_of(page, *names):
     return page.evaluate("(names) => Object.fromEntries(names.map((name) => [name, model.get(name)]))", list(names))
 
@@ -242,6 +264,17 @@ MAP_CONTROLS = [
     ("button", "Play"),
     ("checkbox", "Show as table"),
 ]
+PLAYER_CONTROLS = [
+    ("combobox", "A"),
+    ("combobox", "B"),
+    ("searchbox", "Search names"),
+    ("checkbox", "Show as table"),
+    ("slider", "From"),
+    ("slider", "To"),
+    ("button", "Whole call"),
+    ("slider", "Bars of A"),
+    ("slider", "Bars of B"),
+]
 READING_CONTROLS = [("textbox", "Text to read"), ("combobox", "Layer"), ("combobox", "Choice")]
 
 
@@ -256,6 +289,7 @@ READING_CONTROLS = [("textbox", "Text to read"), ("combobox", "Layer"), ("combob
         (account, ACCOUNT_CONTROLS),
         (tracer, TRACER_CONTROLS),
         (tile_map, MAP_CONTROLS),
+        (played, PLAYER_CONTROLS),
     ],
 )
 def test_every_control_has_a_name(page, mount, make, controls):
@@ -284,6 +318,8 @@ def test_the_sentence_is_pythons(page, mount):
         tracer(64, program=128, step=0),
         tile_map(),
         tile_map(64, scheduler="loop", step=0),
+        played(),
+        played(64, second="", search="MM<1", brush=(30, 100)),
     ):
         mount(widget)
         expect_summary(page, widget.summary())
@@ -310,6 +346,7 @@ def test_the_sentence_is_pythons(page, mount):
         (tracer, 64),
         (tile_map, 2),
         (tile_map, 64),
+        (played, 8),
     ],
 )
 def test_text_reads_on_any_background_and_fits(page, mount, make, num_experts, dark):
@@ -320,7 +357,7 @@ def test_text_reads_on_any_background_and_fits(page, mount, make, num_experts, d
     assert page.evaluate("document.documentElement.scrollWidth") <= 500
 
 
-@pytest.mark.parametrize("make", [batch, reading, bins, rescue, roof, account, tracer, tile_map])
+@pytest.mark.parametrize("make", [batch, reading, bins, rescue, roof, account, tracer, tile_map, played])
 def test_cleanup_leaves_nothing(page, mount, make):
     mount(make())
     assert page.evaluate("model.count()") > 5
@@ -1354,3 +1391,177 @@ def test_two_maps_keep_their_patterns_apart(page, mount):
         assert fills and set(fills) <= set(ids) and len(ids) == len(set(ids))
         known += ids
     assert len(known) == len(set(known))
+
+
+def expect_bar(page, sentence):
+    page.wait_for_function("(text) => box.querySelector('p.bar').textContent === text", arg=sentence)
+
+
+def test_player_by_keyboard(page, mount):
+    widget = played()
+    mount(widget)
+    bars = page.get_by_role("slider", name="Bars of A")
+    for key, changes in (  # launches are bars 0, 2, 4 and so on, their kernels 1, 3, 5
+        ("ArrowRight", {"bar": [0, 3]}),
+        ("ArrowUp", {"bar": [0, 2]}),
+        ("Home", {"bar": [0, 0]}),
+        ("ArrowDown", {"bar": [0, 1]}),
+        ("End", {"bar": [0, 15]}),
+        ("ArrowDown", {"bar": [0, 15]}),
+        ("+", {"brush": [38.125, 77.375]}),
+        ("Home", {"bar": [0, 1], "brush": [0, 39.25]}),  # the time that is shown follows the bar
+        ("-", {"brush": [0, 72.25]}),
+        ("0", {"brush": []}),
+        ("Escape", {"bar": []}),
+        ("ArrowRight", {"bar": [0, 1]}),
+    ):
+        bars.press(key)
+        for name, value in changes.items():
+            setattr(widget, name, value)
+        expect_summary(page, widget.summary())
+        assert state_of(page, *changes) == changes
+        expect_bar(page, widget.say_bar() or "No bar is looked at.")
+        assert bars.get_attribute("aria-valuetext") == (widget.say_bar() or "no bar is looked at")
+    page.get_by_role("slider", name="Bars of B").press("End")
+    widget.bar = [1, 0]
+    expect_bar(page, widget.say_bar())
+
+
+def test_player_chooses_traces_and_time(page, mount):
+    widget = played()
+    mount(widget)
+    ends = [page.get_by_role("slider", name=name) for name in ("From", "To")]
+    for end, key, brush in ((0, "ArrowRight", [0.393, 78.5]), (1, "Home", [0.393, 0.786]), (0, "Home", [0, 0.786])):
+        ends[end].press(key)
+        widget.brush = brush
+        expect_summary(page, widget.summary())
+        assert state_of(page, "brush") == {"brush": brush}
+    assert ends[1].get_attribute("aria-valuetext") == "0.786 µs"
+    page.get_by_role("button", name="Whole call").press("Enter")
+    page.get_by_role("combobox", name="B", exact=True).select_option("none")
+    widget.brush, widget.second = [], ""
+    expect_summary(page, widget.summary())
+    assert page.locator(".lanes").count() == 1 and state_of(page, "bar") == {"bar": [0, 1]}
+    page.get_by_role("combobox", name="A", exact=True).select_option("grouped")
+    widget.first = "grouped"
+    expect_summary(page, widget.summary())
+    assert state_of(page, "bar", "second") == {"bar": [], "second": ""}
+
+
+def test_player_by_pointer(page, mount):
+    widget = played(bar=())
+    mount(widget)
+    place = page.locator(".overview svg").bounding_box()
+    left, wide = place["x"] + 92, place["width"] - 92  # of the time axis
+    page.mouse.move(left + 0.5 * wide, place["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(left + 0.25 * wide, place["y"] + 5, steps=2)
+    widget.brush = state_of(page, "brush")["brush"]
+    expect_summary(page, widget.summary())  # it follows the pointer, and Python hears of the end alone
+    assert widget.brush and page.evaluate("model.saved") == 0
+    page.mouse.up()
+    assert page.evaluate("model.saved") == 1
+    assert state_of(page, "brush")["brush"] == pytest.approx([78.5 / 4, 78.5 / 2], abs=0.2)
+    page.get_by_role("button", name="Whole call").click()
+    widget.brush = []
+    expect_summary(page, widget.summary())
+    place = page.locator(".lanes svg").first.bounding_box()
+    at = (left + wide * 36.2 / 78.5, place["y"] + 20 + 31 + 13)  # the fourth kernel, on the second lane
+    page.mouse.move(*at)
+    widget.bar = [0, 7]
+    expect_bar(page, widget.say_bar())
+    assert state_of(page, "bar") == {"bar": []}
+    page.mouse.down()
+    page.mouse.up()
+    assert state_of(page, "bar") == {"bar": [0, 7]}
+    page.mouse.move(*at)
+    page.mouse.down()
+    page.mouse.move(at[0] + 0.25 * wide, at[1], steps=2)
+    assert state_of(page, "brush") == {"brush": []}, "the time under the pointer stays where it is"
+    page.mouse.up()
+    assert state_of(page, "brush")["brush"] == pytest.approx([36.2, 36.2 + 78.5 / 4], abs=0.2)
+    page.mouse.move(at[0], at[1], steps=2)  # after the drag nothing follows the pointer
+    assert state_of(page, "brush")["brush"][1] < 60
+
+
+@pytest.mark.parametrize("brush", [(), (5, 35)])
+def test_player_draws_what_python_counts(page, mount, brush):
+    widget = played(brush=brush, bar=())
+    mount(widget)
+    found, (start, stop) = widget.tally(), widget.window_ns
+    scale = (float(page.locator(".sums svg").get_attribute("width")) - 92) / (stop - start)
+    sums = page.locator(".sums [data-part]").evaluate_all(
+        "(all) => all.map((path) => [path.dataset.part, Number(path.getAttribute('d').match(/h([0-9.]+)/)[1])])"
+    )
+    wanted = [[*one["by_category"].items(), ("gaps", one["window"] - one["busy"])] for one in found]
+    most = max(one["window"] for one in found)
+    wanted = [(name, time * scale * (stop - start) / most) for side in wanted for name, time in side if time]
+    assert [name for name, _ in sums] == [name for name, _ in wanted]
+    assert [wide for _, wide in sums] == pytest.approx([wide for _, wide in wanted], abs=0.02)
+    for side, one in enumerate(found):
+        lanes = page.locator(".lanes svg").nth(side)
+        for number, name in enumerate(CATEGORIES[:5]):  # the launches on the CPU's lane are "other"
+            drawn = [area for path in lanes.locator(f".category-{number}").all() for area in path.evaluate(BOXES)]
+            assert sum(drawn) == pytest.approx(26 * scale * one["by_category"][name], abs=1), name
+        assert sum(lanes.locator(".gap").evaluate(BOXES)) == pytest.approx(
+            26 * scale * one["window"] * len(widget.traces[side]["lanes"]), abs=1
+        )
+        line = lanes.locator("path.floor").get_attribute("d")
+        assert float(line[1:].split(" ")[0]) == pytest.approx(92 + scale * (12_500 - start), abs=0.01)
+        assert lanes.locator(".floor-words").text_content() == "roofline 12.5 µs"
+    assert page.locator(".sums path.floor").count() == (0 if brush else 2), "it is the time of a whole call"
+
+
+def test_player_searches_and_has_a_table(page, mount):
+    widget = played()
+    mount(widget)
+    page.get_by_label("Search names").fill("MM<1")
+    widget.search = "MM<1"
+    expect_summary(page, widget.summary())
+    lanes = page.locator(".lanes svg").first
+    bright = [area for path in lanes.locator(".area:not(.dim)").all() for area in path.evaluate(BOXES)]
+    assert len(bright) == len(lanes.locator(".found").evaluate(BOXES)) == widget.tally()[0]["found"]["bars"] == 3
+    assert not page.get_by_role("table", name="Time by category").is_visible()
+    page.get_by_label("Show as table").check()
+    rows = page.get_by_role("table", name="Time by category").get_by_role("row").all_inner_texts()
+    found = widget.tally()
+    for row, name in zip(rows[1:], CATEGORIES, strict=False):
+        cells = [
+            f"{say_ns(time)} ({100 * time / one['window']:.0f} %)"
+            for one in found
+            for time in [one["by_category"][name]]
+        ]
+        assert row.split("\t") == [name, *cells]
+    assert rows[-2:] == ["together\t78.5 µs\t22 µs", "roofline, whole call\t12.5 µs\t12.5 µs"]
+    tops = page.get_by_role("table", name="What took longest in A, loop").get_by_role("row").all_inner_texts()[1:]
+    names = [[row["name"], row["category"], str(row["calls"]), say_ns(row["time"])] for row in widget.top()]
+    assert [row.split("\t")[:4] for row in tops] == names and tops[0].split("\t")[6:] == ["not counted", "6 GFLOP/s"]
+    top = page.get_by_role("table", name="What took longest in B").get_by_role("row").nth(1).inner_text()
+    assert top == "grouped_mm\tmatrix product\t1\t20 µs\t91 %\t9 kFLOP\t4 kB\t450 MFLOP/s"
+    assert not page.locator(".picture").is_visible()
+
+
+def test_a_long_trace_is_drawn_in_few_boxes(page, mount):
+    widget = played(800)
+    mount(widget)
+    width = int(page.locator(".lanes svg").first.get_attribute("width"))
+    drawn = (
+        page.locator(".lanes svg")
+        .first.locator(".area")
+        .evaluate_all("(all) => all.map((path) => path.getAttribute('d').split('M').length - 1)")
+    )
+    assert 0 < sum(drawn) < 6 * width and len(drawn) < 20
+    page.get_by_role("slider", name="Bars of A").press("End")
+    widget.bar = [0, 1599]
+    expect_bar(page, widget.say_bar())
+
+
+def test_two_players_keep_their_patterns_apart(page, mount):
+    ids = []
+    for _ in range(2):
+        mount(played())
+        fills = page.evaluate("[...box.querySelectorAll('.area, path.gap')].map((path) => path.getAttribute('fill'))")
+        here = page.evaluate("[...document.querySelectorAll('pattern')].map((pattern) => `url(#${pattern.id})`)")
+        assert fills and set(fills) <= set(here) and len(here) > len(CATEGORIES)
+        ids += here
+    assert len(ids) == len(set(ids))

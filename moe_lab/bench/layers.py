@@ -1,0 +1,185 @@
+"""Timing one layer of experts in every implementation: what the suites "cpu", "layer" and "decode" share."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from moe_lab.bench.floor import Floor
+from moe_lab.bench.graphs import CALLS, capture
+from moe_lab.bench.inputs import copies_for_cold_caches, draw_inputs, take_turns
+from moe_lab.bench.peers import PEERS, TOLERANCES, Peer, Prepared, reference_of, refusal, verify
+from moe_lab.bench.rows import Measured, as_percentiles
+from moe_lab.inputs import LayerInputs
+from moe_lab.profiling import time_interleaved
+from moe_lab.profiling.memory import measure_peak_bytes
+from moe_lab.roofline import LayerShape, expert_cost
+
+FLOOR, WIDE_FLOOR = "matrix products alone", "matrix products alone, float32"
+SLOW_S = 2.0
+"""A call that takes longer is timed `SLOW_REPEATS` times, apart from the others: it is far from them anyway."""
+SLOW_REPEATS = 2
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer to be timed: its sizes, its tokens, dtype and pass, on "cpu" or "cuda", with a load so uneven."""
+
+    shape: LayerShape
+    tokens: int
+    dtype: torch.dtype
+    direction: str
+    device: str = "cpu"
+    max_over_mean: float = 1.0
+    mode: str = "eager"
+    floor: bool = False
+    peers: Sequence[str] = field(default_factory=lambda: tuple(PEERS))
+
+    @property
+    def name(self) -> str:
+        """What a resumed run knows it by."""
+        sizes = "x".join(str(size) for size in self.sizes.values())
+        return f"{sizes} {self.dtype_name} {self.direction} {self.mode}"
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as records write it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def sizes(self) -> dict[str, int | float]:
+        """The shape as records write it."""
+        shape = self.shape
+        return {
+            "tokens": self.tokens,
+            "d_model": shape.d_model,
+            "d_expert": shape.d_expert,
+            "num_experts": shape.num_experts,
+            "top_k": shape.top_k,
+            "max_over_mean": self.max_over_mean,
+        }
+
+    def row(self, implementation: str, **values: object) -> Measured:
+        """A row of this layer."""
+        mode = self.mode
+        return Measured(implementation, self.direction, self.sizes, self.dtype_name, mode=mode, **values)
+
+    def not_measured(self, why_not: str) -> list[Measured]:
+        """The rows of a layer whose turn never came."""
+        return [_about(self.row(name, why_not=why_not), PEERS[name]) for name in self.peers]
+
+
+def time_layer(layer: Layer, seconds: float) -> list[Measured]:
+    """Verify every implementation, then time those that are right in turns for about ``seconds``; a row for each.
+
+    What is missing, refuses the shape, raises, or gives a wrong answer is a row that says so. A wrong answer of our own
+    raises ValueError: it stops the suite.
+    """
+    start = time.monotonic()
+    inputs = _draw(layer, 1)[0]
+    reference = reference_of(inputs, _directions(layer))
+    bytes_each = sum(tensor.numel() * tensor.element_size() for tensor in (inputs.w_gate_up, inputs.w_down, inputs.x))
+    copies = [inputs, *_draw(layer, copies_for_cold_caches(bytes_each))[1:]]
+    calls, rows = {}, {}
+    for name in layer.peers:
+        peer = PEERS[name]
+        row = _about(layer.row(name), peer)
+        rows[name], call = _prepare(layer, peer, row, copies, reference)
+        if call:
+            calls[name] = call
+    if layer.floor:
+        for name, dtype in _floor_dtypes(layer.dtype).items():
+            floors = [Floor(one, dtype) for one in copies]
+            rows[name] = layer.row(
+                name, error=floors[0].error(), tolerance=TOLERANCES[dtype], version=torch.__version__
+            )
+            calls[name] = take_turns([floor.call(layer.direction) for floor in floors])
+    cost = expert_cost(
+        layer.shape,
+        layer.tokens,
+        direction="forward" if layer.direction == "forward" else "training",
+        dtype=layer.dtype_name,
+        load=inputs.routing.load.cpu(),
+    )
+    timings = _time(calls, max(1.0, seconds - (time.monotonic() - start)))
+    per_sample = CALLS if layer.mode == "graph" else 1
+    return [
+        replace(row, **as_percentiles(timings[name], per_sample), flops=int(cost.flops), bytes=int(cost.bytes))
+        if name in timings
+        else row
+        for name, row in rows.items()
+    ]
+
+
+def _draw(layer: Layer, count: int) -> list[LayerInputs]:
+    options = {"dtype": layer.dtype, "device": layer.device, "max_over_mean": layer.max_over_mean}
+    return [draw_inputs(layer.shape, layer.tokens, **options, seed=seed) for seed in range(count)]
+
+
+def _directions(layer: Layer) -> tuple[str, ...]:
+    return ("forward",) if layer.direction == "forward" else ("forward", "forward+backward")
+
+
+def _about(row: Measured, peer: Peer) -> Measured:
+    return replace(row, version=peer.version, call=peer.call)
+
+
+def _prepare(
+    layer: Layer, peer: Peer, row: Measured, copies: list[LayerInputs], reference: dict
+) -> tuple[Measured, Callable[[], object] | None]:
+    """The row as far as it goes without a clock, and what to time; None where the row says why not."""
+    inputs = copies[0]
+    why_not = refusal(peer, inputs, _directions(layer))
+    if layer.mode == "graph" and not peer.graph:
+        why_not = why_not or "cannot be captured in a CUDA graph"
+    if why_not:
+        return replace(row, why_not=why_not), None
+    try:
+        prepared = peer.prepare(inputs)
+        error, tolerance = verify(prepared, inputs, _directions(layer), reference)
+        row = replace(row, error=error, tolerance=tolerance)
+        if not row.verified:
+            if peer.ours:
+                raise ValueError(f"{peer.name} on {row.shape} is off by {error}, allowed {tolerance}")
+            return replace(row, why_not=f"wrong: off by {error:.2g}, allowed {tolerance:.2g}"), None
+        calls = [_call(layer, one) for one in [prepared, *(peer.prepare(other) for other in copies[1:])]]
+        row = replace(row, peak_bytes=measure_peak_bytes(calls[0], layer.device))
+        call = take_turns(calls)
+        return row, capture(call) if layer.mode == "graph" else call
+    except Exception as error:  # whatever a rival raises, the suite goes on and its row says what it was
+        if peer.ours:
+            raise
+        first = (str(error).strip() or "no message").splitlines()[0]
+        return replace(row, why_not=f"{type(error).__name__}: {first}"[:160]), None
+
+
+def _call(layer: Layer, prepared: Prepared) -> Callable[[], object]:
+    if layer.direction != "forward":
+        return prepared.forward_backward
+
+    @torch.no_grad()
+    def forward() -> object:
+        return prepared.forward()
+
+    return forward
+
+
+def _floor_dtypes(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The floor in the layer's own dtype; and in float32, which some processors multiply faster than bfloat16."""
+    return {FLOOR: dtype} if dtype == torch.float32 else {FLOOR: dtype, WIDE_FLOOR: torch.float32}
+
+
+def _time(calls: dict[str, Callable[[], object]], seconds: float) -> dict:
+    """In turns; what is slow is timed apart, fewer times, so that the others get enough of the time."""
+    took = {}
+    for name, call in calls.items():
+        began = time.monotonic()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        took[name] = time.monotonic() - began
+    fast = {name: call for name, call in calls.items() if took[name] < SLOW_S}
+    slow = {name: call for name, call in calls.items() if name not in fast}
+    timings = time_interleaved(fast, repeats=51, warmup=1, seconds=seconds) if fast else {}
+    return timings | (time_interleaved(slow, repeats=SLOW_REPEATS, warmup=0) if slow else {})

@@ -1,0 +1,51 @@
+"""The machine and the commit, as records name them."""
+
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def describe_machine(kind: str) -> dict:
+    """Device, versions, commit and date: what makes a number one that can be judged; ``kind`` is "cpu" or "cuda".
+
+    ``commit`` is "unknown" where git does not tell it; ``dirty`` says whether the tree had changes, which makes the
+    commit a hint at most.
+
+    Example:
+        >>> sorted(describe_machine("cpu"))
+        ['commit', 'cores', 'date', 'device', 'dirty', 'kind', 'threads', 'versions']
+    """
+    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "device": torch.cuda.get_device_name() if kind == "cuda" else processor_name(),
+        "kind": kind,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": commit or "unknown",
+        "dirty": bool(changed),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": versions | ({"cuda": torch.version.cuda} if kind == "cuda" else {}),
+    }
+
+
+def processor_name() -> str:
+    """The processor's own name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
