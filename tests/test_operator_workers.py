@@ -84,12 +84,17 @@ def test_only_where_it_pays(two_cores):
     assert not side_by_side([512] * 8, 2**20, CPU), "there is nobody to share with"
 
 
-def test_not_while_somebody_watches(two_cores):
-    with flop_counter():
-        assert not side_by_side([512] * 8, 2**20, CPU)
-    with profile(activities=[ProfilerActivity.CPU]):
-        assert not side_by_side([512] * 8, 2**20, CPU)
-    assert side_by_side([512] * 8, 2**20, CPU)
+def test_under_somebodys_eyes_they_stay_in_this_thread_with_as_much_memory(two_cores):
+    def task(own):
+        ran.append((threading.get_ident(), own))
+
+    for watcher in (flop_counter(), profile(activities=[ProfilerActivity.CPU])):
+        ran = []
+        with watcher:
+            run_side_by_side([task] * 5, object)
+        assert {thread for thread, _ in ran} == {threading.get_ident()} and len({id(own) for _, own in ran}) == 2
+    run_side_by_side([task] * 5, object)
+    assert ran[-1][0] != threading.get_ident()
 
 
 def test_every_task_runs_once_on_one_core_and_nobody_elses_threads_change(two_cores):

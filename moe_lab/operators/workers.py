@@ -5,13 +5,15 @@ dozen times an expert. Experts have nothing to wait for.
 
 The cores are Python threads; PyTorch gives the interpreter back while it computes. Where the loads are so uneven that
 one expert would keep all others waiting, or there is little to do, experts go one after the other, each on all cores.
-So they do under a profiler or a dispatch mode, which watch the calling thread alone.
+
+A profiler or a dispatch mode watches the calling thread alone. Under one, experts go one after the other there, with as
+much memory as side by side; so FLOPs and bytes are seen as they are, and times are not.
 """
 
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ _making = threading.Lock()
 
 
 def side_by_side(load: Sequence[int], numbers_a_row: int, device: torch.device) -> bool:
-    """Whether experts are worth a core each: enough to do, nobody watching, and no expert that all would wait for.
+    """Whether experts are worth a core each: enough to do, and no expert that all would wait for.
 
     ``numbers_a_row`` is the multiply-adds of one row. Experts go to cores largest first, each to the one that is free.
 
@@ -37,7 +39,7 @@ def side_by_side(load: Sequence[int], numbers_a_row: int, device: torch.device) 
         (True, False)
     """
     cores = torch.get_num_threads()
-    if device.type != "cpu" or cores < 2 or sum(load) * numbers_a_row < LEAST_NUMBERS or _watched():
+    if device.type != "cpu" or cores < 2 or sum(load) * numbers_a_row < LEAST_NUMBERS:
         return False
     busy = [0] * cores
     for rows in sorted(load, reverse=True):
@@ -52,6 +54,11 @@ def run_side_by_side(tasks: Sequence[Callable[[Any], None]], make_own: Callable[
     raised here, once all threads have stopped.
     """
     left, inference, cores = iter(tasks), torch.is_inference_mode_enabled(), torch.get_num_threads()
+    if _get_current_dispatch_mode_stack() or torch.autograd._profiler_enabled():
+        owns = [make_own() for _ in range(cores)]
+        for number, task in enumerate(tasks):
+            task(owns[number % cores])
+        return
     taking = threading.Lock()
 
     def work() -> None:
@@ -65,12 +72,10 @@ def run_side_by_side(tasks: Sequence[Callable[[Any], None]], make_own: Callable[
                 task(own)
 
     threads = _threads(cores)
-    for done in [threads.submit(work) for _ in range(min(cores, len(tasks)))]:
-        done.result()
-
-
-def _watched() -> bool:
-    return bool(_get_current_dispatch_mode_stack()) or torch.autograd._profiler_enabled()
+    started = [threads.submit(work) for _ in range(min(cores, len(tasks)))]
+    wait(started)
+    for one in started:
+        one.result()
 
 
 def _threads(cores: int) -> ThreadPoolExecutor:

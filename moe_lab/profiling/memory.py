@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from moe_lab.profiling.notices import hush
+
 
 def measure_peak_bytes(function: Callable[[], object], device: str = "cpu") -> int:
     """Call ``function`` once, and say how many bytes it held at most beyond what was there before, its result included.
@@ -24,6 +26,7 @@ def measure_peak_bytes(function: Callable[[], object], device: str = "cpu") -> i
         torch.cuda.synchronize()
         del result
         return torch.cuda.max_memory_allocated() - before
+    hush()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = function()
     del result

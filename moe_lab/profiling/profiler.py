@@ -1,6 +1,5 @@
 """Profiling a function with PyTorch's profiler: one call of it, operator by operator, as a trace."""
 
-import os
 from collections.abc import Callable, Mapping
 
 import torch
@@ -10,6 +9,7 @@ from torch.profiler import profile as torch_profile
 
 from moe_lab.checks import check_whole
 from moe_lab.profiling.machine import describe_machine
+from moe_lab.profiling.notices import hush
 from moe_lab.profiling.operators import cpu_events, gpu_events
 from moe_lab.profiling.timing import time_interleaved
 from moe_lab.profiling.trace import KINDS, Trace, TraceEvent
@@ -76,8 +76,7 @@ def profile(
 
 def _record(function: Callable[[], object], repeats: int, device: str) -> list[FunctionEvent]:
     """What the profiler saw of all calls, each under a label."""
-    if device == "cpu":  # without a GPU PyTorch 2.13 prints two lines about every profile, and nothing that matters
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    hush()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     with torch_profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
         for _ in range(repeats):
