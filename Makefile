@@ -64,9 +64,9 @@ notebooks: $(READY) ## run every lesson top to bottom and write its outputs (ONL
 train: $(READY) ## train the shipped model again, into runs/stdlib-moe (about 9 minutes on 2 cores)
 	$(BIN)/python -m moe_lab train --out runs/stdlib-moe --export runs/stdlib-moe/exported
 
-# Timed with PyTorch's own way of waiting; with the one above, each short operator would wait for a thread to wake up.
-bench gpu: export OMP_WAIT_POLICY = ACTIVE
-bench gpu: export GOMP_SPINCOUNT = 10000000
+# Timed with libgomp's own way of waiting, a short spin before sleep: without one, each short operator waits for a thread
+# to wake up; with an endless one, threads that wait take the cores from those that work.
+bench gpu: export GOMP_SPINCOUNT = 300000
 
 bench: $(READY) ## time this machine's ceilings, the experts on its CPU and the routers; record all three (needs a clean tree)
 	$(BIN)/python -m moe_lab bench ceilings

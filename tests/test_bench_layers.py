@@ -71,7 +71,7 @@ def test_a_layer_is_verified_and_timed_in_every_implementation(direction):
     liger = rows.pop("Liger")
     assert liger.ms_p50 is None and liger.why_not and not liger.verified
     for row in rows.values():
-        assert row.verified and row.ms_p50 > 0 and row.repeats >= 2 and row.direction == direction
+        assert row.verified and row.ms_p50 > 0 and row.repeats >= 1 and row.direction == direction
         assert row.flops == 6 * 48 * 16 * 8 * (1 if direction == "forward" else 3) and row.bytes > 0
     assert rows["moe_lab grouped"].peak_bytes > 0 and rows["torch grouped_mm"].call and rows["moe_lab grouped"].version
 

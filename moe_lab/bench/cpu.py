@@ -22,9 +22,9 @@ def cpu(quick: bool = False) -> list[Case]:
     layers = ((48, LayerShape(16, 8, 4, 2)),) if quick else LAYERS
     found = [
         Layer(shape, tokens, dtype, direction, floor=True, peers=here)
-        for tokens, shape in layers
         for dtype in DTYPES
         for direction in DIRECTIONS
+        for tokens, shape in layers
     ]
     return [as_case(layer) for layer in found]
 

@@ -12,14 +12,13 @@ from moe_lab.bench.inputs import copies_for_cold_caches, draw_inputs, take_turns
 from moe_lab.bench.peers import PEERS, TOLERANCES, Peer, Prepared, reference_of, refusal, verify
 from moe_lab.bench.rows import Measured, as_percentiles
 from moe_lab.inputs import LayerInputs
-from moe_lab.profiling import time_interleaved
+from moe_lab.profiling import Timing, time_interleaved
 from moe_lab.profiling.memory import measure_peak_bytes
 from moe_lab.roofline import LayerShape, expert_cost
 
 FLOOR, WIDE_FLOOR = "matrix products alone", "matrix products alone, float32"
-SLOW_S = 2.0
-"""A call that takes longer is timed `SLOW_REPEATS` times, apart from the others: it is far from them anyway."""
-SLOW_REPEATS = 2
+SLOW_S = 3.0
+"""A call that takes longer is timed once, apart from the others: it is far from them anyway."""
 
 
 @dataclass(frozen=True)
@@ -170,16 +169,8 @@ def _floor_dtypes(dtype: torch.dtype) -> dict[str, torch.dtype]:
     return {FLOOR: dtype} if dtype == torch.float32 else {FLOOR: dtype, WIDE_FLOOR: torch.float32}
 
 
-def _time(calls: dict[str, Callable[[], object]], seconds: float) -> dict:
-    """In turns; what is slow is timed apart, fewer times, so that the others get enough of the time."""
-    took = {}
-    for name, call in calls.items():
-        began = time.monotonic()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        took[name] = time.monotonic() - began
-    fast = {name: call for name, call in calls.items() if took[name] < SLOW_S}
-    slow = {name: call for name, call in calls.items() if name not in fast}
-    timings = time_interleaved(fast, repeats=51, warmup=1, seconds=seconds) if fast else {}
-    return timings | (time_interleaved(slow, repeats=SLOW_REPEATS, warmup=0) if slow else {})
+def _time(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, Timing]:
+    """In turns; what turns out to be slow was timed by that, so that the others get enough of the time."""
+    first = {name: time_interleaved({name: call}, repeats=1, warmup=0)[name] for name, call in calls.items()}
+    fast = {name: call for name, call in calls.items() if first[name].p50_ms < 1e3 * SLOW_S}
+    return first | (time_interleaved(fast, repeats=51, warmup=1, seconds=seconds) if fast else {})

@@ -51,7 +51,7 @@ def describe_run(suite: str, started: str) -> dict:
         "device_id": device_id(),
         "cores": machine["cores"],
         "threads": machine["threads"],
-        "waiting_threads": os.environ.get("OMP_WAIT_POLICY", "as PyTorch has it"),
+        "spin_count": os.environ.get("GOMP_SPINCOUNT"),
         "driver": torch.version.cuda if kind == "cuda" else None,
         "versions": machine["versions"] | _versions("triton", "transformers"),
         "ceilings": measure(seconds=0.15, repeats=5),
