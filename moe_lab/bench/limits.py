@@ -6,6 +6,9 @@ from moe_lab.bench.rows import Measured
 from moe_lab.roofline import BYTES
 
 
+TRIES = 6
+
+
 def least_ms(row: Measured, ceilings: dict) -> float:
     """The time that a row's FLOPs and bytes take at least, at the ceilings that were measured in the same run.
 
@@ -26,20 +29,20 @@ def least_ms(row: Measured, ceilings: dict) -> float:
 def refuse_above_roofline(rows: Sequence[Measured], about: dict, measure_again: Callable[[], dict]) -> None:
     """Raise ValueError for a row that is faster than the roofline allows.
 
-    Ceilings that were measured in a slow moment would refuse what is right. So they are measured again first, and the
-    best of both goes into ``about``, which the record keeps.
+    Ceilings that were measured in a slow moment would refuse what is right: a machine that is shared can be twice as
+    fast a minute later. So they are measured again first, up to `TRIES` times, and the best of all goes into ``about``,
+    which the record keeps.
     """
-    if not any(_above(row, about["ceilings"]) for row in rows):
-        return
-    before, now = about["ceilings"], measure_again()
-    rates = {
-        name: max(before["flops_per_s"].get(name, 0.0), now["flops_per_s"].get(name, 0.0))
-        for name in before["flops_per_s"] | now["flops_per_s"]
-    }
-    about["ceilings"] = {
-        "flops_per_s": rates,
-        "bytes_per_s": max(before["bytes_per_s"], now["bytes_per_s"]),
-    }
+    for _ in range(TRIES):
+        if not any(_above(row, about["ceilings"]) for row in rows):
+            return
+        before, now = about["ceilings"], measure_again()
+        rates = {
+            name: max(before["flops_per_s"].get(name, 0.0), now["flops_per_s"].get(name, 0.0))
+            for name in before["flops_per_s"] | now["flops_per_s"]
+        }
+        moved = max(before["bytes_per_s"], now["bytes_per_s"])
+        about["ceilings"] = {"flops_per_s": rates, "bytes_per_s": moved}
     for row in rows:
         if _above(row, about["ceilings"]):
             least = least_ms(row, about["ceilings"])

@@ -61,7 +61,8 @@ def describe_run(suite: str, started: str) -> dict:
 def measure(seconds: float, repeats: int) -> dict:
     """The best rates of products and copies right now: a busy machine shows. The suite "ceilings" has better ones."""
     found = measure_ceilings(seconds=seconds, copy_bytes=2**28, repeats=repeats)
-    flops_per_s, bytes_per_s = best_rates((one.dtype, one.flops, one.bytes, one.timing.p50_ms) for one in found)
+    # a ceiling is what can be reached: the fast calls, not the typical ones
+    flops_per_s, bytes_per_s = best_rates((one.dtype, one.flops, one.bytes, one.timing.p20_ms) for one in found)
     return {"flops_per_s": flops_per_s, "bytes_per_s": bytes_per_s}
 
 

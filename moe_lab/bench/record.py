@@ -87,7 +87,7 @@ def _refuse(rows: list[Measured], suite: str, about: dict | None) -> None:
         if row.ms_p50 is not None and not row.verified:
             raise ValueError(f"{row.implementation} on {row.shape} is off by {row.error}, allowed {row.tolerance}")
     if about is not None and suite != "ceilings":  # its rows are the ceilings
-        refuse_above_roofline(rows, about, lambda: machine.measure(seconds=1.0, repeats=9))
+        refuse_above_roofline(rows, about, lambda: machine.measure(seconds=0.5, repeats=9))
 
 
 def _finished(unfinished: Path) -> dict:
