@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from moe_lab.bench.rows import Measured
 from moe_lab.roofline import BYTES
 
-
 TRIES = 6
 
 
