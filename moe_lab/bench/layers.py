@@ -76,10 +76,10 @@ def time_layer(layer: Layer, seconds: float) -> list[Measured]:
     raises ValueError: it stops the suite.
     """
     start = time.monotonic()
-    inputs = _draw(layer, 1)[0]
+    inputs = _draw(layer, seed=0)
     reference = reference_of(inputs, _directions(layer))
     bytes_each = sum(tensor.numel() * tensor.element_size() for tensor in (inputs.w_gate_up, inputs.w_down, inputs.x))
-    copies = [inputs, *_draw(layer, copies_for_cold_caches(bytes_each))[1:]]
+    copies = [inputs, *(_draw(layer, seed) for seed in range(1, copies_for_cold_caches(bytes_each)))]
     calls, rows = {}, {}
     for name in layer.peers:
         peer = PEERS[name]
@@ -111,9 +111,9 @@ def time_layer(layer: Layer, seconds: float) -> list[Measured]:
     ]
 
 
-def _draw(layer: Layer, count: int) -> list[LayerInputs]:
+def _draw(layer: Layer, seed: int) -> LayerInputs:
     options = {"dtype": layer.dtype, "device": layer.device, "max_over_mean": layer.max_over_mean}
-    return [draw_inputs(layer.shape, layer.tokens, **options, seed=seed) for seed in range(count)]
+    return draw_inputs(layer.shape, layer.tokens, **options, seed=seed)
 
 
 def _directions(layer: Layer) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import sys
 import torch
 
 import moe_lab.kernels
-from moe_lab.profiling.machine import ROOT, describe_machine
+from moe_lab.profiling.machine import describe_machine, git
 from moe_lab.roofline import best_rates, measure_ceilings
 
 
@@ -23,11 +23,6 @@ def refuse_what_cannot_be_repeated() -> None:
     asked = os.environ.get("TRITON_INTERPRET", "0").lower() not in ("", "0", "false", "off", "no")
     if asked and not moe_lab.kernels.SWITCHED_ON:  # by the bridge: there is no GPU, and no suite times a kernel then
         raise ValueError("TRITON_INTERPRET is set: the interpreter's times say nothing; try --no-record")
-
-
-def git(*arguments: str) -> str:
-    """What git says of this project."""
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def device_id() -> str:

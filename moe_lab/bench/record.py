@@ -12,8 +12,9 @@ from moe_lab.bench import machine
 from moe_lab.bench.limits import refuse_above_roofline
 from moe_lab.bench.rows import Measured
 from moe_lab.checkpoint import read_json, write_json
+from moe_lab.profiling.machine import ROOT
 
-UNFINISHED = machine.ROOT / "runs" / "bench"
+UNFINISHED = ROOT / "runs" / "bench"
 """Where the finished cases of a run wait that was cut: a file a suite, device and commit."""
 
 

@@ -43,9 +43,13 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def git(*arguments: str) -> str:
+    """What git says of this project; raises what running it raises."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def _git(*arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        return git(*arguments)
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return done.stdout.strip()
