@@ -18,7 +18,7 @@ ALONE := notebooks/00_start_here.ipynb
 ALONE += $(shell grep -lE 'time_interleaved|measure_products' notebooks/*.ipynb notebooks/solutions/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint format notebooks train bench bench-peers compile gpu doctor lock clean
+.PHONY: help setup lab test lint format notebooks train grid gpu-train bench bench-peers compile gpu doctor lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,12 @@ notebooks: $(READY) ## run every lesson top to bottom and write its outputs (ONL
 
 train: $(READY) ## train the shipped model again, into runs/stdlib-moe (about 9 minutes on 2 cores)
 	$(BIN)/python -m moe_lab train --out runs/stdlib-moe --export runs/stdlib-moe/exported
+
+grid: $(READY) ## train dense models against MoEs, lesson 10's grid, into runs/ (hours; goes on where it was cut; QUICK=1: 2 minutes)
+	$(BIN)/python -m moe_lab experiment dense_vs_moe $(if $(QUICK),--quick)
+
+gpu-train: $(READY) ## the same race with models of 34 M dense parameters, on a CUDA device, in bfloat16
+	$(BIN)/python -m moe_lab experiment dense_vs_moe --preset gpu --part race
 
 # Timed with libgomp's own way of waiting, a short spin before sleep: without one, each short operator waits for a thread
 # to wake up; with an endless one, threads that wait take the cores from those that work.

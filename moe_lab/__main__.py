@@ -9,6 +9,8 @@ from pathlib import Path
 from moe_lab import doctor
 from moe_lab.config import LanguageModelConfig, TrainConfig
 
+AS_JSON = (dict, list, bool)  # types that the command line takes as JSON: {"score": "sigmoid"}, [0, 4], true
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 only if it did what was asked."""
@@ -66,9 +68,9 @@ def add_train(commands) -> None:
         for field in dataclasses.fields(kind):
             group.add_argument(
                 f"--{field.name.replace('_', '-')}",
-                type=json.loads if field.type is dict else field.type,
-                default={} if field.type is dict else field.default,
-                metavar="JSON" if field.type is dict else field.type.__name__.upper(),
+                type=json.loads if field.type in AS_JSON else field.type,
+                default=field.default if field.default is not dataclasses.MISSING else field.default_factory(),
+                metavar="JSON" if field.type in AS_JSON else field.type.__name__.upper(),
                 help=field.metadata["help"],
             )
     parser.set_defaults(run=run_train)
@@ -288,22 +290,40 @@ def add_experiment(commands) -> None:
     parser = commands.add_parser(
         "experiment",
         help="train a grid of small models and write its record",
-        description="Trains what OUT does not hold yet, so a kill costs one run; then writes the record.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Trains what OUT does not hold yet, then writes the record. A kill costs one run of `balance`, and "
+        "some hundred steps of `dense_vs_moe`.",
     )
-    parser.add_argument("name", choices=("balance",), help="which grid")
-    parser.add_argument("--out", type=Path, default=Path("runs/balance"), help="folder for the single runs")
-    parser.add_argument("--record", type=Path, default=Path("runs/balance.json"), help="file for the record")
-    parser.add_argument("--steps", type=int, help="steps of each run, to try it out; the grid's own if left out")
-    parser.add_argument("--only", default="", help="one method of the grid; all if left out")
+    parser.add_argument("name", choices=("balance", "dense_vs_moe"), help="which grid")
+    parser.add_argument("--out", type=Path, help="folder for the single runs; runs/NAME if left out")
+    parser.add_argument("--record", type=Path, help="file for the record; runs/NAME.json if left out")
+    balance = parser.add_argument_group("balance")
+    balance.add_argument("--steps", type=int, help="steps of each run, to try it out; the grid's own if left out")
+    balance.add_argument("--only", default="", help="one method of the grid; all if left out")
+    against = parser.add_argument_group("dense_vs_moe")
+    against.add_argument("--preset", default="laptop", help="laptop, quick (two minutes) or gpu (default: laptop)")
+    against.add_argument(
+        "--quick", action="store_const", const="quick", dest="preset", help="the same as --preset quick"
+    )
+    against.add_argument("--part", nargs="+", help="tuning, race, scaling or architectures; all if left out")
+    against.add_argument("--workers", type=int, help="runs at the same time; one a core if left out")
     parser.set_defaults(run=run_experiment)
 
 
 def run_experiment(options) -> int:
     """Run the grid, then say where the record is."""
-    from moe_lab.experiments.balance import write_record
+    name = options.name if options.preset == "laptop" else f"{options.name}-{options.preset}"
+    out, path = options.out or Path("runs") / name, options.record or Path("runs") / f"{name}.json"
+    if options.name == "balance":
+        from moe_lab.experiments.balance import write_record
 
-    print(f"recorded: {write_record(options.out, options.record, options.steps, options.only)}")
+        print(f"recorded: {write_record(out, path, options.steps, options.only)}")
+    else:
+        from moe_lab.experiments.dense_vs_moe import PARTS
+        from moe_lab.experiments.recorded import describe, read_record, write_record
+
+        write_record(options.preset, out, path, tuple(options.part or PARTS), options.workers)
+        print(describe(read_record(path)))
+        print(f"recorded: {path}")
     return 0
 
 

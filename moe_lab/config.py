@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from moe_lab.checks import check_number, check_whole
 
 AUX_LOSSES = ("", "switch_aux", "gshard", "sequence_aux")
+PRECISIONS = ("float32", "bfloat16")
+DEVICES = ("cpu", "cuda")
 
 
 def option(default: object, meaning: str, *, newer: bool = False):
@@ -30,7 +32,7 @@ class LanguageModelConfig:
     num_heads: int = option(4, "attention heads")
     context: int = option(256, "longest text, in bytes")
     d_expert: int = option(128, "hidden width of one expert")
-    num_experts: int = option(16, "experts a layer")
+    num_experts: int = option(16, "experts a layer; 0 for dense layers")
     top_k: int = option(2, "experts a token")
     method: str = option("sigmoid_bias", "routing method, one that needs no options of its own")
     num_shared: int = option(0, "experts that every token visits")
@@ -40,11 +42,20 @@ class LanguageModelConfig:
     router_options: dict = option(  # noqa: RUF009
         dict, 'options of the method, as JSON: {"score": "sigmoid"}', newer=True
     )
+    pyramid: list = option(  # noqa: RUF009
+        list, "experts of each layer, as JSON: [0, 4, 8]; num_experts in all of them if empty", newer=True
+    )
+    mix_shared: bool = option(False, "each token weighs its shared experts against the others", newer=True)
 
     def __post_init__(self):
-        for name in ("d_model", "num_layers", "num_heads", "context", "d_expert", "num_experts"):
+        for name in ("d_model", "num_layers", "num_heads", "context", "d_expert"):
             check_whole(name, getattr(self, name), 1, 2**20)
-        check_whole("top_k", self.top_k, 1, self.num_experts)
+        check_whole("num_experts", self.num_experts, 0, 2**20)
+        if not isinstance(self.pyramid, list) or len(self.pyramid) not in (0, self.num_layers):
+            raise ValueError(f"pyramid must be a list of num_layers={self.num_layers} numbers, got {self.pyramid!r}")
+        for experts in self.pyramid:
+            check_whole("pyramid", experts, 0, 2**20)
+        check_whole("top_k", self.top_k, 1, min(filter(None, self.experts_by_layer), default=2**20))
         check_whole("num_shared", self.num_shared, 0, 2**10)
         check_number("bias_rate", self.bias_rate, at_least=0)
         for name in ("method", "balancer", "eval_method"):
@@ -52,8 +63,17 @@ class LanguageModelConfig:
                 raise TypeError(f"{name} must be a name, got {getattr(self, name)!r}")
         if not isinstance(self.router_options, dict):
             raise TypeError(f"router_options must be a dict of options, got {self.router_options!r}")
+        if not isinstance(self.mix_shared, bool):
+            raise TypeError(f"mix_shared must be true or false, got {self.mix_shared!r}")
+        if self.mix_shared and not self.num_shared:
+            raise ValueError("mix_shared needs num_shared to be at least 1, got 0")
         if self.d_model % self.num_heads:
             raise ValueError(f"num_heads must divide d_model={self.d_model}, got {self.num_heads}")
+
+    @property
+    def experts_by_layer(self) -> list[int]:
+        """Experts of each layer, 0 where it is dense."""
+        return self.pyramid or [self.num_experts] * self.num_layers
 
 
 @dataclass(frozen=True)
@@ -78,6 +98,10 @@ class TrainConfig:
     aux_loss: str = option("", "balancing loss: switch_aux, gshard or sequence_aux; none if empty", newer=True)
     aux_coefficient: float = option(1e-2, "what the balancing loss is multiplied with", newer=True)
     z_coefficient: float = option(0.0, "what the router z-loss is multiplied with; 0 for none", newer=True)
+    device: str = option("cpu", "where to train: cpu or cuda", newer=True)
+    precision: str = option(
+        "float32", "float32, or bfloat16: products in it, weights and router in float32", newer=True
+    )
 
     def __post_init__(self):
         for name in ("steps", "batch", "validate_every", "checkpoint_every"):
@@ -88,5 +112,8 @@ class TrainConfig:
         check_number("weight_decay", self.weight_decay, at_least=0)
         if self.aux_loss not in AUX_LOSSES:
             raise ValueError(f"aux_loss must be one of {', '.join(AUX_LOSSES[1:])}, or empty; got {self.aux_loss!r}")
+        for name, allowed in (("device", DEVICES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
         check_number("aux_coefficient", self.aux_coefficient, at_least=0)
         check_number("z_coefficient", self.z_coefficient, at_least=0)

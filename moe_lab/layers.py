@@ -17,11 +17,37 @@ from moe_lab.types import Routing
 from moe_lab.wide import WideBuffers
 
 
+class FeedForward(nn.Module):
+    """The dense layer that an MoE is compared with: every token takes the same network.
+
+    y = activation(x @ w_gate_up^T) @ w_down^T, an MoE of one expert without its router. Its weights are drawn as those
+    of such an MoE, so that the two start alike.
+
+    Example:
+        >>> FeedForward(d_model=8, d_expert=16)(torch.randn(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
+
+    Raises ValueError for sizes below 1 or an unknown activation.
+    """
+
+    def __init__(self, d_model: int, d_expert: int, *, activation: str = "swiglu"):
+        super().__init__()
+        alike = MoE(d_model, d_expert, num_experts=1, top_k=1, activation=activation)
+        self.activation = activation
+        self.w_gate_up = nn.Parameter(alike.w_gate_up.detach()[0].clone())
+        self.w_down = nn.Parameter(alike.w_down.detach()[0].clone())
+
+    def forward(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Apply the network to every token."""
+        return F.linear(activate(F.linear(x, self.w_gate_up), self.activation), self.w_down)
+
+
 class MoE(WideBuffers):
     """A Mixture-of-Experts layer: (..., d_model) -> (..., d_model).
 
     y = sum over the chosen experts of weight * expert(x), plus ``num_shared`` experts that every token visits with
-    weight 1 (held as one network num_shared * d_expert wide). Router logits are computed in float32 or wider.
+    weight 1 (held as one network num_shared * d_expert wide). With ``mix_shared`` each token weighs the two sums by the
+    softmax of a linear layer of its own, DeepSpeed's Residual-MoE. Router logits are computed in float32 or wider.
     ``.routing`` keeps the `Routing` of the last call, and ``.logits`` its router logits, for a loss on them.
 
     Tensors among ``router_options`` (a bias) become buffers; options that change from call to call (``token_ids``,
@@ -45,7 +71,7 @@ class MoE(WideBuffers):
     Raises ValueError for sizes below 1, an unknown method, activation or backend, or an option that the method does not
     have.
     Source: Shazeer et al. 2017 (arXiv:1701.06538), section 2; shared experts: DeepSeekMoE (arXiv:2401.06066), section
-    3.2.
+    3.2; Residual-MoE: DeepSpeed-MoE (arXiv:2201.05596), section 4.1.
     """
 
     def __init__(
@@ -58,6 +84,7 @@ class MoE(WideBuffers):
         num_shared: int = 0,
         backend: str = "auto",
         *,
+        mix_shared: bool = False,
         activation: str = "swiglu",
         balancer: nn.Module | None = None,
         eval_method: str | None = None,
@@ -83,6 +110,11 @@ class MoE(WideBuffers):
             width = num_shared * d_expert
             self.shared_gate_up = nn.Parameter(torch.empty(hidden_columns(activation, width), d_model))
             self.shared_down = nn.Parameter(torch.empty(d_model, width))
+        if mix_shared:
+            if not num_shared:
+                raise ValueError("mix_shared needs num_shared to be at least 1, got 0")
+            self.mixture = nn.Parameter(torch.empty(2, d_model))
+        self.mix_shared = mix_shared
         self.balancer = balancer
         self._tensor_options = [name for name, value in router_options.items() if isinstance(value, Tensor)]
         for name in self._tensor_options:
@@ -122,7 +154,11 @@ class MoE(WideBuffers):
         options = {"activation": self.activation, "backend": self.backend, "save": self.save}
         y = expert_mlp(rows, routing, self.w_gate_up, self.w_down, **options)
         if self.num_shared:
-            y = y + F.linear(activate(F.linear(rows, self.shared_gate_up), self.activation), self.shared_down)
+            shared = F.linear(activate(F.linear(rows, self.shared_gate_up), self.activation), self.shared_down)
+            if self.mix_shared:
+                own, others = F.linear(rows, self.mixture).softmax(dim=-1).unsqueeze(-1).unbind(-2)
+                y, shared = own * y, others * shared
+            y = y + shared
         self.logits, self.routing = logits, routing  # last, so that two threads do not read each other's
         return y.reshape(x.shape)
 

@@ -1,4 +1,4 @@
-"""A small language model over bytes whose every feed-forward layer is an MoE: something real to look at."""
+"""A small language model over bytes whose feed-forward layers are MoEs, or dense to compare with."""
 
 import dataclasses
 from pathlib import Path
@@ -13,7 +13,7 @@ from moe_lab.balancers import BALANCERS
 from moe_lab.checkpoint import read_config, read_tensors, write_json
 from moe_lab.checks import check_number, check_whole
 from moe_lab.config import LanguageModelConfig
-from moe_lab.layers import MoE
+from moe_lab.layers import FeedForward, MoE
 from moe_lab.routers import find_method, options_of, required_options
 from moe_lab.types import Routing
 
@@ -39,38 +39,47 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then experts, each added to the residual stream."""
+    """Attention, then experts or a dense layer, each added to the residual stream."""
 
-    def __init__(self, config: LanguageModelConfig):
+    def __init__(self, config: LanguageModelConfig, num_experts: int):
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.d_model)
         self.attention = Attention(config.d_model, config.num_heads)
         self.moe_norm = nn.RMSNorm(config.d_model)
-        for name in {config.method, config.eval_method or config.method}:
-            method = find_method(name)
-            if config.bias_rate and "bias" not in options_of(method):
-                raise ValueError(f"method {name!r} takes no bias; set bias_rate to 0, got {config.bias_rate}")
-            if needed := [o for o in required_options(method) if o not in config.router_options]:
-                raise ValueError(f"method {name!r} needs {', '.join(needed)}, which the model cannot give")
-        if config.balancer not in BALANCERS:
-            raise ValueError(f"balancer must be one of {', '.join(BALANCERS)}; got {config.balancer!r}")
-        balancer = BALANCERS[config.balancer](config.num_experts, config.bias_rate) if config.bias_rate else None
-        self.moe = MoE(
-            config.d_model,
-            config.d_expert,
-            config.num_experts,
-            config.top_k,
-            method=config.method,
-            num_shared=config.num_shared,
-            balancer=balancer,
-            eval_method=config.eval_method or None,
-            **config.router_options,
-        )
+        if num_experts:
+            self.moe = make_experts(config, num_experts)
+        else:
+            self.moe = FeedForward(config.d_model, config.d_expert)
 
     def forward(self, x: Float[Tensor, "batch length d_model"]) -> Float[Tensor, "batch length d_model"]:
         """Residual in, residual out."""
         x = x + self.attention(self.attention_norm(x))
         return x + self.moe(self.moe_norm(x))
+
+
+def make_experts(config: LanguageModelConfig, num_experts: int) -> MoE:
+    """The MoE layer of a config; raises ValueError for a method that cannot work in a language model."""
+    for name in {config.method, config.eval_method or config.method}:
+        method = find_method(name)
+        if config.bias_rate and "bias" not in options_of(method):
+            raise ValueError(f"method {name!r} takes no bias; set bias_rate to 0, got {config.bias_rate}")
+        if needed := [o for o in required_options(method) if o not in config.router_options]:
+            raise ValueError(f"method {name!r} needs {', '.join(needed)}, which the model cannot give")
+    if config.balancer not in BALANCERS:
+        raise ValueError(f"balancer must be one of {', '.join(BALANCERS)}; got {config.balancer!r}")
+    balancer = BALANCERS[config.balancer](num_experts, config.bias_rate) if config.bias_rate else None
+    return MoE(
+        config.d_model,
+        config.d_expert,
+        num_experts,
+        config.top_k,
+        method=config.method,
+        num_shared=config.num_shared,
+        mix_shared=config.mix_shared,
+        balancer=balancer,
+        eval_method=config.eval_method or None,
+        **config.router_options,
+    )
 
 
 class LanguageModel(nn.Module):
@@ -93,7 +102,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(VOCABULARY, config.d_model)
         self.position = nn.Parameter(torch.empty(config.context, config.d_model))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, num_experts) for num_experts in config.experts_by_layer)
         self.norm = nn.RMSNorm(config.d_model)
         self.head = nn.Linear(config.d_model, VOCABULARY, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -112,8 +121,8 @@ class LanguageModel(nn.Module):
 
     @property
     def layers(self) -> list[MoE]:
-        """The MoE layers, in order."""
-        return [block.moe for block in self.blocks]
+        """The MoE layers, in order; dense ones are not among them."""
+        return [block.moe for block in self.blocks if isinstance(block.moe, MoE)]
 
     @torch.no_grad()
     def read(self, text: str) -> list[Routing]:

@@ -8,13 +8,14 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -59,6 +60,16 @@ class History:
         return len(self.losses)
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that is not here, with a ValueError."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' needs a CUDA device, and torch sees none here; use device 'cpu'")
+
+
+class Diverged(ValueError):
+    """The loss, a gradient or a weight stopped being finite."""
+
+
 class Trainer:
     """A model, its optimiser and its history, moved on a step at a time.
 
@@ -72,8 +83,9 @@ class Trainer:
     def __init__(self, model_config: LanguageModelConfig, config: TrainConfig, corpus: Corpus | None = None):
         self.config = config
         self.corpus = corpus or standard_library()
+        check_device(config.device)
         torch.manual_seed(config.seed)
-        self.model = LanguageModel(model_config).train()
+        self.model = LanguageModel(model_config).to(config.device).train()
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         vectors = [p for p in self.model.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -93,10 +105,10 @@ class Trainer:
         # All chance of a step hangs on (seed, step), so a resumed run repeats an uninterrupted one.
         draw = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
         torch.manual_seed(self.config.seed * 1_000_003 + number)
-        now, after = draw_batch(self.corpus.train, self.config.batch, self.model.config.context, draw)
+        now, after = self._draw(self.corpus.train, draw)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(number)
-        loss = F.cross_entropy(self.model(now).flatten(0, 1), after.flatten())
+        loss = self._loss(now, after)
         self.optimizer.zero_grad()
         (loss + self._balancing_loss(now.shape[0])).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -110,13 +122,25 @@ class Trainer:
         self.history.seconds += time.perf_counter() - started
         return nats
 
+    def _draw(self, text: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A batch, on the device that trains."""
+        windows = draw_batch(text, self.config.batch, self.model.config.context, draw)
+        return tuple(window.to(self.config.device) for window in windows)
+
+    def _loss(self, now: Tensor, after: Tensor) -> Tensor:
+        """Mean loss in nats a byte; with precision "bfloat16" the products are rounded to it, and nothing else."""
+        narrow = self.config.precision == "bfloat16"
+        with torch.autocast(self.config.device, torch.bfloat16, enabled=narrow):
+            logits = self.model(now)
+        return F.cross_entropy(logits.float().flatten(0, 1), after.flatten())
+
     def _balancing_loss(self, sequences: int) -> Tensor:
         """What is added to the loss and never reported as part of it: the balancing losses of all layers."""
-        config, total = self.config, torch.zeros(())
+        config, total = self.config, torch.zeros((), device=self.config.device)
         for layer in self.model.layers:
             score = "sigmoid" if layer.score == "sigmoid" else "softmax"
             uneven = {
-                "": lambda logits, routing, score: torch.zeros(()),
+                "": lambda logits, routing, score: logits.new_zeros(()),
                 "switch_aux": lambda logits, routing, score: losses.switch_aux(logits, routing, score=score),
                 "gshard": lambda logits, routing, score: losses.gshard(logits, routing),
                 "sequence_aux": lambda logits, routing, score: losses.sequence_aux(
@@ -139,13 +163,12 @@ class Trainer:
         self.model.eval()
         losses = []
         for _ in range(batches):
-            now, after = draw_batch(self.corpus.validation, self.config.batch, self.model.config.context, draw)
-            losses.append(F.cross_entropy(self.model(now).flatten(0, 1), after.flatten()).item())
+            losses.append(self._loss(*self._draw(self.corpus.validation, draw)).item())
         self.model.train()
         return sum(losses) / batches
 
     def _diverged(self, what: str) -> None:
-        raise ValueError(
+        raise Diverged(
             f"training diverged at step {self.history.steps}: {what}; "
             f"is learning_rate={self.config.learning_rate} too high? The last checkpoint is kept"
         )
@@ -184,7 +207,7 @@ class Trainer:
                 if tensor is None or tensor.shape != shape or tensor.dtype != torch.float32:
                     found = None if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
                     raise ValueError(f"{path}: {key}/{name} must be float32 {tuple(shape)}, found {found}")
-                trainer.optimizer.state[parameter][key] = tensor
+                trainer.optimizer.state[parameter][key] = tensor.to(parameter.device)
         return trainer
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
@@ -201,11 +224,13 @@ def train(
     out: Path,
     corpus: Corpus | None = None,
     fresh: bool = False,
+    watch: Callable[[Trainer], None] | None = None,
 ) -> Path:
     """Train to the end, or go on from the newest checkpoint in ``out``; returns the last checkpoint's folder.
 
-    Shows a progress bar with loss and load. ``fresh`` deletes the checkpoints in ``out`` first, once it is sure that
-    the new run can start. Ctrl-C stops after the step that is under way, and keeps it; a second one stops at once.
+    Shows a progress bar with loss and load; ``watch`` is called after each step in its place. ``fresh`` deletes the
+    checkpoints in ``out`` first, once it is sure that the new run can start. Ctrl-C stops after the step that is under
+    way, and keeps it; a second one stops at once.
 
     Raises ValueError where ``out`` holds a run with another config, where another process trains into it, and where the
     loss stops being finite; KeyboardInterrupt after Ctrl-C.
@@ -213,13 +238,18 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0):  # the system lets go of it when the process dies, however it dies
-            return _train(model_config, config, out, corpus, fresh)
+            return _train(model_config, config, out, corpus, fresh, watch)
     except Timeout as error:
         raise ValueError(f"another process trains into {out}; wait for it, or give another --out") from error
 
 
 def _train(
-    model_config: LanguageModelConfig, config: TrainConfig, out: Path, corpus: Corpus | None, fresh: bool
+    model_config: LanguageModelConfig,
+    config: TrainConfig,
+    out: Path,
+    corpus: Corpus | None,
+    fresh: bool,
+    watch: Callable[[Trainer], None] | None,
 ) -> Path:
     newest = None if fresh else latest_checkpoint(out)
     if newest is None:
@@ -229,21 +259,38 @@ def _train(
     else:
         trainer = Trainer.resume(newest, corpus)
         refuse_other_config(trainer, model_config, config, out)
-        tqdm.write(f"going on from {newest} at step {trainer.history.steps} of {config.steps}")
-    bar = tqdm(total=config.steps, initial=trainer.history.steps, unit="step", desc="training")
+        if watch is None:
+            tqdm.write(f"going on from {newest} at step {trainer.history.steps} of {config.steps}")
+    started = {"initial": trainer.history.steps, "disable": watch is not None}
+    bar = tqdm(total=config.steps, unit="step", desc="training", **started)
     with bar, interrupt_between_steps() as stop:
         while trainer.history.steps < config.steps:
             trainer.step()
             bar.update()
             report(trainer, bar)
+            if watch is not None:
+                watch(trainer)
             done = trainer.history.steps == config.steps
             # Checkpoints are made here and nowhere else: between two steps, never after an error.
             if done or stop.is_set() or trainer.history.steps % config.checkpoint_every == 0:
-                publish_folder(out, step_name(trainer.history.steps), trainer.save)
+                _keep(trainer, out)
                 remove_older(out, trainer.history.steps)
             if stop.is_set():
                 raise KeyboardInterrupt
     return latest_checkpoint(out)
+
+
+def _keep(trainer: Trainer, out: Path) -> None:
+    """Publish a checkpoint; where the disk does not take it, say that the one before is still there."""
+    try:
+        publish_folder(out, step_name(trainer.history.steps), trainer.save)
+    except (OSError, SafetensorError) as error:
+        before = latest_checkpoint(out)
+        raise OSError(
+            f"cannot write the checkpoint of step {trainer.history.steps} into {out}: {error}; "
+            f"{'no checkpoint is there yet' if before is None else f'{before.name} is kept'}: "
+            "make room, and start again to go on"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -273,8 +320,10 @@ def report(trainer: Trainer, bar: tqdm) -> None:
     if history.steps % config.validate_every == 0 or history.steps == config.steps:
         history.loads.append([history.steps, loads])
         history.validation.append([history.steps, trainer.validate()])
-    uneven = max(measure_balance(torch.tensor(load)).max_over_mean for load in loads)
-    figures = {"loss": f"{history.losses[-1]:.3f}", "busiest/mean": f"{uneven:.2f}"}
+    figures = {"loss": f"{history.losses[-1]:.3f}"}
+    if loads:
+        uneven = max(measure_balance(torch.tensor(load)).max_over_mean for load in loads)
+        figures["busiest/mean"] = f"{uneven:.2f}"
     if history.validation:
         figures["validation"] = f"{history.validation[-1][1]:.3f}"
     bar.set_postfix(figures, refresh=False)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from moe_lab import METHODS, BiasBalancer, MoE, expert_mlp, route
+from moe_lab.layers import FeedForward
 
 
 def layer_of(**options):
@@ -214,3 +215,33 @@ def test_refuses(options, says, unchecked_shapes):
 def test_wrong_width_says_so(unchecked_shapes):
     with pytest.raises(ValueError, match=r"x must be \(..., d_model=6\), got \(3, 5\)"):
         layer_of()(torch.zeros(3, 5))
+
+
+def test_mixed_shared_experts_are_the_formula():
+    """Residual-MoE by hand: softmax of two numbers a token, one for the routed experts, one for the shared."""
+    layer = layer_of(num_shared=1, mix_shared=True).double()
+    x = torch.randn(7, 6, dtype=torch.float64)
+    y = layer(x)
+    routed = expert_mlp(x, layer.routing, layer.w_gate_up, layer.w_down)
+    gate, up = (x @ layer.shared_gate_up.T).chunk(2, dim=-1)
+    shared = (gate * gate.sigmoid() * up) @ layer.shared_down.T
+    weights = torch.exp(x @ layer.mixture.T)
+    want = (weights[:, :1] * routed + weights[:, 1:] * shared) / weights.sum(dim=1, keepdim=True)
+    assert torch.allclose(y, want, rtol=1e-12)
+    y.backward(torch.randn_like(y))
+    assert layer.mixture.grad.abs().sum() > 0
+
+
+def test_mixing_needs_something_to_mix():
+    with pytest.raises(ValueError, match="mix_shared needs num_shared to be at least 1, got 0"):
+        layer_of(mix_shared=True)
+
+
+def test_a_dense_layer_is_an_expert_that_everybody_visits():
+    torch.manual_seed(3)
+    dense = FeedForward(6, 5)
+    torch.manual_seed(3)
+    layer = MoE(6, 5, num_experts=1, top_k=1)
+    x = torch.randn(2, 4, 6)
+    assert torch.allclose(dense(x), layer(x), atol=1e-6)
+    assert torch.equal(dense.w_down, layer.w_down[0])

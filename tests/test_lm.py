@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moe_lab import LanguageModel, LanguageModelConfig, load_model
+from moe_lab.layers import FeedForward
 
 TINY = LanguageModelConfig(d_model=16, num_layers=2, num_heads=2, context=32, d_expert=8, num_experts=4)
 
@@ -141,3 +142,27 @@ def test_reading_and_writing_refuse(model, tmp_path, unchecked_shapes):
     with pytest.raises(ValueError, match=r"dtype must be a floating-point dtype, got torch.int8"):
         model.save(tmp_path, dtype=torch.int8)
     assert len(model.write("a", 5, temperature=1e-40).encode()) >= 5
+
+
+def test_dense_layers_and_pyramids():
+    """`layers` holds the MoEs alone, and every layer has the experts that the config gives it."""
+    dense = LanguageModel(dataclasses.replace(TINY, num_experts=0))
+    assert dense.layers == [] and dense.read("hi") == []
+    config = dataclasses.replace(TINY, num_layers=3, pyramid=[0, 4, 8], num_shared=1, mix_shared=True)
+    pyramid = LanguageModel(config)
+    assert [layer.num_experts for layer in pyramid.layers] == [4, 8]
+    assert isinstance(pyramid.blocks[0].moe, FeedForward)
+    text = torch.randint(256, (2, 5))
+    with torch.no_grad():
+        pyramid.head.weight.normal_()
+    assert pyramid(text).isfinite().all() and len(pyramid.read("hi")) == 2
+
+
+def test_a_pyramid_is_saved_and_loaded(tmp_path):
+    config = dataclasses.replace(TINY, num_layers=2, pyramid=[0, 4], num_shared=1, mix_shared=True)
+    model = LanguageModel(config).eval()
+    with torch.no_grad():
+        model.head.weight.normal_()
+    model.save(tmp_path)
+    text = torch.randint(256, (2, 5))
+    assert torch.equal(load_model(tmp_path)(text), model(text))

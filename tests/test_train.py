@@ -227,6 +227,31 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
     assert 1 in checkpoints(tmp_path)
 
 
+def test_a_full_disk_stops_with_the_last_checkpoint_kept(tmp_path):
+    """The system refuses to write more than 100 kB into one file, as it would on a disk without room."""
+    out = tmp_path / "run"
+    grown = dataclasses.replace(TINY, d_model=64, num_experts=16)
+
+    def stop(trainer):
+        if trainer.history.steps == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(grown, dataclasses.replace(SHORT, steps=100), out, watch=stop)
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        "from moe_lab.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, *COMMAND[3:], "--d-model", "64", "--num-experts", "16"]
+    limits = ["--out", str(out), "--steps", "100", "--checkpoint-every", "3"]
+    done = subprocess.run([*command, *limits], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    said = f"cannot write the checkpoint of step 6 into {out}: "
+    assert said in done.stderr and "step-000003 is kept: make room, and start again to go on" in done.stderr
+    assert Trainer.resume(latest_checkpoint(out)).history.steps == 3
+
+
 def test_two_processes_do_not_train_into_one_folder(tmp_path):
     with start(tmp_path, "--steps", "100000") as process:
         wait_for(process.stderr, b"loss=")
@@ -395,7 +420,14 @@ def test_resuming_with_prices_repeats_the_losses(tmp_path):
         (TrainConfig, {"aux_loss": "switch"}, r"aux_loss must be one of switch_aux, .* got 'switch'"),
         (TrainConfig, {"aux_coefficient": -1.0}, r"aux_coefficient must be .* got -1.0"),
         (TrainConfig, {"z_coefficient": float("inf")}, r"z_coefficient must be .* got inf"),
+        (TrainConfig, {"device": "tpu"}, r"device must be cpu or cuda, got 'tpu'"),
+        (TrainConfig, {"precision": "float16"}, r"precision must be float32 or bfloat16, got 'float16'"),
         (LanguageModelConfig, {"balancer": 3}, r"balancer must be a name, got 3"),
+        (LanguageModelConfig, {"pyramid": [4]}, r"pyramid must be a list of num_layers=4 numbers, got \[4\]"),
+        (LanguageModelConfig, {"pyramid": [4, 4, 4, -1]}, r"pyramid must be in 0..1048576, got -1"),
+        (LanguageModelConfig, {"pyramid": [4, 1, 4, 0]}, r"top_k must be in 1..1, got 2"),
+        (LanguageModelConfig, {"mix_shared": 1}, r"mix_shared must be true or false, got 1"),
+        (LanguageModelConfig, {"mix_shared": True}, r"mix_shared needs num_shared to be at least 1, got 0"),
         (
             LanguageModelConfig,
             {"router_options": "sigmoid"},
@@ -429,3 +461,29 @@ def test_router_options_come_from_the_command_line_as_json(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*command, "--router-options", "{score"])
     assert "--router-options" in capsys.readouterr().err
+
+
+def test_bfloat16_rounds_products_and_nothing_else():
+    config = dataclasses.replace(SHORT, precision="bfloat16")
+    narrow, wide = Trainer(TINY, config), Trainer(TINY, SHORT)
+    losses = [(narrow.step(), wide.step()) for _ in range(8)]
+    assert losses[0][0] == pytest.approx(losses[0][1], abs=1e-6), "an untrained head gives zeros in any precision"
+    assert losses[-1][0] == pytest.approx(losses[-1][1], rel=0.02) and losses[-1][0] != losses[-1][1]
+    assert {parameter.dtype for parameter in narrow.model.parameters()} == {torch.float32}
+    assert narrow.model.layers[0].logits.dtype == torch.float32
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device 'cuda' needs a CUDA device, and torch sees none here"):
+        Trainer(TINY, dataclasses.replace(SHORT, device="cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gpu_trains_as_the_cpu_does(gpu, precision, tmp_path):
+    here, there = (Trainer(TINY, dataclasses.replace(SHORT, device=d, precision=precision)) for d in ("cpu", "cuda"))
+    for _ in range(SHORT.steps):
+        assert there.step() == pytest.approx(here.step(), rel=1e-4 if precision == "float32" else 2e-2)
+    folder = publish_folder(tmp_path, step_name(SHORT.steps), there.save)
+    assert Trainer.resume(folder).history.losses == there.history.losses
