@@ -1,13 +1,60 @@
-"""For every test and every notebook: no trace in the reader's own progress file, and what nbval compares."""
+"""For every test and every notebook: how signatures are checked, no trace in the reader's own progress file, and what
+nbval compares."""
 
+import functools
+import inspect
 import os
 import tempfile
+import typing
 from pathlib import Path
 
+import beartype
+import jaxtyping
 import torch
+from jaxtyping import _decorator
 
-import moe_lab  # sets OpenMP's waiting before torch loads it, here and for the notebooks' kernels
-import moe_lab.kernels  # noqa: F401  (without a GPU, switches Triton's interpreter on before anything imports triton)
+SHAPES_AND_TYPES = _decorator.jaxtyped
+TYPES = beartype.beartype(conf=beartype.BeartypeConf(violation_type=jaxtyping.TypeCheckError))
+
+
+def names_a_shape(annotation) -> bool:
+    """Whether an annotation is an array with a shape, or has one within it."""
+    if inspect.isclass(annotation) and issubclass(annotation, jaxtyping.AbstractArray):
+        return True
+    parts = annotation if isinstance(annotation, list) else typing.get_args(annotation)
+    return any(names_a_shape(part) for part in parts)
+
+
+def without_a_shape(function) -> bool:
+    """Whether beartype alone checks all that a function's signature says, once for arguments and result."""
+    if not inspect.isfunction(function) or inspect.isgeneratorfunction(function):
+        return False
+    hints = function.__annotations__.values()
+    return not any(isinstance(hint, str) or names_a_shape(hint) for hint in hints)
+
+
+def jaxtyped(function=_decorator._sentinel, *, typechecker=_decorator._sentinel):
+    """jaxtyping's decorator, but only beartype's where a signature names no shape.
+
+    jaxtyping first binds the arguments of every call to their names, for the message in case a shape is wrong. That
+    costs far more than the check itself, and most functions that are called often, such as the counts of a part of a
+    model, take no tensor.
+    """
+    if not without_a_shape(function):
+        return SHAPES_AND_TYPES(function, typechecker=typechecker)
+    checked = TYPES(function)
+
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        return (function if jaxtyping.config.jaxtyping_disable else checked)(*arguments, **options)
+
+    return call
+
+
+jaxtyping.jaxtyped = _decorator.jaxtyped = jaxtyped  # before the first module of moe_lab is imported and decorated
+
+import moe_lab  # noqa: E402  (sets OpenMP's waiting before torch loads it, here and for the notebooks' kernels)
+import moe_lab.kernels  # noqa: E402, F401  (without a GPU, switches Triton's interpreter on before anything imports triton)
 
 os.environ["MOE_LAB_PROGRESS"] = str(Path(tempfile.mkdtemp(prefix="moe-lab-")) / "progress.json")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network must fail, not wait

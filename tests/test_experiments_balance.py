@@ -1,6 +1,7 @@
 """The grid of balancing methods: it runs, resumes, judges by other rules, and its record is what the code says."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -21,6 +22,8 @@ def small(monkeypatch):
     monkeypatch.setattr(experiment, "TRAIN", dataclasses.replace(experiment.TRAIN, steps=10, batch=4))
     monkeypatch.setattr(experiment, "SEEDS", (0, 1))
     monkeypatch.setattr(experiment, "GROUP", 16)
+    monkeypatch.setattr(experiment, "judge", functools.partial(experiment.judge, batches=2))
+    monkeypatch.setattr(experiment, "step_times", functools.partial(experiment.step_times, rounds=3))
 
 
 @pytest.mark.parametrize("name", sorted(experiment.RUNS))

@@ -4,7 +4,7 @@
 
 - ``tuning``: one seed over learning rates, for each arm; it sets ``LEARNING_RATE``.
 - ``race``: a dense run of N steps against MoE runs of N/4, N/7, N/10 and N/14, three seeds.
-- ``scaling``: sizes times experts, three seeds, all equally long, for the fit of `scaling_law`.
+- ``scaling``: sizes times experts, all equally long, for the fit of `scaling_law`.
 - ``architectures``: Switch, top-2, fine-grained, shared, residual and pyramid experts, and other ways of choosing.
 
 All arms see the same batches in the same order, and FLOPs a step are equal: a router costs products, so experts are as
@@ -34,7 +34,8 @@ class Preset:
     shorter: tuple[int, ...]  # MoE runs take N over each of these
     grid_steps: int  # of every run in `scaling` and `architectures`
     experts: tuple[int, ...]  # of `scaling`; the last one races
-    seeds: tuple[int, ...]
+    seeds: tuple[int, ...]  # of the race
+    grid_seeds: tuple[int, ...]  # of `scaling` and `architectures`
     rates: tuple[float, ...]  # learning rates that `tuning` tries
     learning_rate: dict[str, float]  # the best of them for each arm
     device: str = "cpu"
@@ -52,6 +53,7 @@ PRESETS = {
         grid_steps=1000,
         experts=(1, 2, 4, 8, 16, 32, 64),
         seeds=(0, 1, 2),
+        grid_seeds=(0,),
         rates=(2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2),
         learning_rate={"dense": 5e-3, "moe": 2e-2},
     ),
@@ -65,6 +67,7 @@ PRESETS = {
         grid_steps=100,
         experts=(1, 8, 64),
         seeds=(0,),
+        grid_seeds=(0,),
         rates=(1e-2,),
         learning_rate={"dense": 5e-3, "moe": 2e-2},
     ),
@@ -78,6 +81,7 @@ PRESETS = {
         grid_steps=400,
         experts=(1, 8, 64),
         seeds=(0,),
+        grid_seeds=(0,),
         rates=(5e-4, 1e-3, 2e-3),
         learning_rate={"dense": 1e-3, "moe": 1e-3},
         device="cuda",
@@ -220,7 +224,7 @@ def _scaling(preset: Preset) -> list[Run]:
             num_experts=experts,
             **BY_BIAS,
         )
-        for seed in preset.seeds
+        for seed in preset.grid_seeds
         for size in preset.sizes
         for experts in preset.experts
     ]
@@ -237,6 +241,6 @@ def _architectures(preset: Preset) -> list[Run]:
             preset.learning_rate["moe" if fields else "dense"],
             **{"num_layers": 2, **fields},  # a pyramid has a base and a top
         )
-        for seed in preset.seeds
+        for seed in preset.grid_seeds
         for number, fields in enumerate(architectures(EXPERTS_OF_ARCHITECTURES).values())
     ]

@@ -41,7 +41,8 @@ def write_record(
         "corpus": standard_library().fingerprint,
         "machine": describe_machine(),
         **{part: [next(records) for _ in runs[part]] for part in parts},
-        "step_ms": time_steps(grid),
+        "step_ms": time_steps(race_arms(grid)),
+        "architecture_ms": time_steps(architecture_arms(grid)) if "architectures" in parts else {},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
@@ -49,20 +50,24 @@ def write_record(
     return unfinished.replace(path)
 
 
-def timed_arms(grid: Preset) -> dict[str, Run]:
-    """A run for each thing whose steps are timed: both racers, and every architecture."""
-    racers = {run.name.split("-")[1]: run for run in make_runs(grid, "race")}
-    others = make_runs(grid, "architectures")[: len(architectures(1))]
-    return {**racers, **dict(zip(architectures(1), others, strict=True))}
+def race_arms(grid: Preset) -> dict[str, Run]:
+    """A run of each racer."""
+    return {run.name.split("-")[1]: run for run in make_runs(grid, "race")}
 
 
-def time_steps(grid: Preset) -> dict[str, float]:
+def architecture_arms(grid: Preset) -> dict[str, Run]:
+    """A run of each architecture."""
+    names = architectures(1)
+    return dict(zip(names, make_runs(grid, "architectures")[: len(names)], strict=True))
+
+
+def time_steps(arms: dict[str, Run]) -> dict[str, float]:
     """Median milliseconds of a step of each arm on one thread, the arms taking turns, after the first few."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         corpus = standard_library()
-        trainers = {name: Trainer(run.model, run.train, corpus) for name, run in timed_arms(grid).items()}
+        trainers = {name: Trainer(run.model, run.train, corpus) for name, run in arms.items()}
         times = {name: [] for name in trainers}
         for _ in tqdm(range(ROUNDS), desc="step times", unit="round"):
             for name, trainer in trainers.items():
@@ -118,7 +123,7 @@ def architecture_table(record: dict) -> list[dict]:
     rows: dict[str, dict] = {}
     for run in record["architectures"]:
         name = names[int(run["name"].split("-")[1])]
-        row = rows.setdefault(name, {"name": name, "losses": [], "step_ms": record["step_ms"][name]})
+        row = rows.setdefault(name, {"name": name, "losses": [], "step_ms": record["architecture_ms"][name]})
         if "loss" in run:
             row["losses"].append(run["loss"])
             row.update(total_params=run["total_params"], active_params=run["active_params"], dropped=run["dropped"])

@@ -5,6 +5,7 @@ from moe_lab.widgets.capacity_bins import CapacityBins
 from moe_lab.widgets.collapse_and_rescue import CollapseAndRescue
 from moe_lab.widgets.expert_roofline import ExpertRoofline
 from moe_lab.widgets.memory_tracer import MemoryTracer
+from moe_lab.widgets.race import Race
 from moe_lab.widgets.route_one_batch import RouteOneBatch
 from moe_lab.widgets.text_view import TextView
 from moe_lab.widgets.tile_map import TileMap
@@ -16,6 +17,7 @@ __all__ = [
     "CollapseAndRescue",
     "ExpertRoofline",
     "MemoryTracer",
+    "Race",
     "RouteOneBatch",
     "TextView",
     "TileMap",

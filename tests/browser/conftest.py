@@ -60,18 +60,61 @@ def is_our_fault(line) -> bool:
     return line.type == "error" and not own_question
 
 
+LASTING = ("clock", "emulate_media", "add_init_script", "expose_function", "route")
+"""What a test may do to a page that the next document on it would still feel."""
+
+
+class Pages:
+    """One page for many tests, since a new one costs half a second of a core; a test that marks it is its last."""
+
+    def __init__(self, browser):
+        self.browser, self.page, self.problems, self.marks = browser, None, [], []
+
+    def lend(self):
+        if self.page is None:
+            self.page = self.browser.new_context().new_page()
+            self.page.set_default_timeout(10_000)
+            self.listen(self.page, self.problems)
+        self.page.set_viewport_size({"width": 900, "height": 900})
+        return self.page
+
+    def listen(self, page, problems):
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("console", lambda line: problems.append(complaint(line)) if is_our_fault(line) else None)
+        for event in ("request", "websocket"):
+            page.on(event, lambda asked: asked.url.startswith(LOCAL) or problems.append(f"request: {asked.url}"))
+
+    def take_back(self):
+        """What went wrong on the page. Another document ends all that still ran on it, so nothing comes too late."""
+        if self.marks:
+            self.page.context.close()
+            self.page = None
+        else:
+            self.page.mouse.move(0, 0)
+            self.page.goto("about:blank")
+        found = [*self.problems]
+        self.problems.clear(), self.marks.clear()
+        return found
+
+
+@pytest.fixture(scope="module")
+def pages(browser):
+    return Pages(browser)
+
+
 @pytest.fixture
-def page(browser):
-    """A fresh page; the test fails if it logs an error or asks for anything outside this machine."""
-    context = browser.new_context(viewport={"width": 900, "height": 900})
-    page, problems = context.new_page(), []
-    page.set_default_timeout(10_000)
-    page.on("pageerror", lambda error: problems.append(f"error: {error}"))
-    page.on("console", lambda line: problems.append(complaint(line)) if is_our_fault(line) else None)
-    for event in ("request", "websocket"):
-        page.on(event, lambda asked: asked.url.startswith(LOCAL) or problems.append(f"request: {asked.url}"))
+def page(pages, monkeypatch):
+    """A blank page; the test fails if it logs an error or asks for anything outside this machine."""
+    page = pages.lend()
+
+    def note(page, name):
+        if name in LASTING:
+            pages.marks.append(name)
+        return object.__getattribute__(page, name)
+
+    monkeypatch.setattr(type(page), "__getattribute__", note)
     yield page
-    context.close()
+    problems = pages.take_back()
     assert not problems, "\n".join(problems)
 
 

@@ -1,4 +1,4 @@
-"""What holds for the exercises of lessons 02 to 09: right answers pass, and every wrong one is refused with a reason.
+"""What holds for the exercises of lessons 02 to 10: right answers pass, and every wrong one is refused with a reason.
 
 The answers are in ``answers_NN.py``: RIGHT, in ALSO_RIGHT the same written differently, WRONG with a name for each
 slip, ARGUMENTS of those that are functions, and HINT_NAMES, the modules that the last hint may use.
@@ -7,14 +7,34 @@ slip, ARGUMENTS of those that are functions, and HINT_NAMES, the modules that th
 import pytest
 import triton
 
-from moe_lab.exercises import lesson_02, lesson_03, lesson_04, lesson_05, lesson_06, lesson_07, lesson_08, lesson_09
+from moe_lab.exercises import (
+    lesson_02,
+    lesson_03,
+    lesson_04,
+    lesson_05,
+    lesson_06,
+    lesson_07,
+    lesson_08,
+    lesson_09,
+    lesson_10,
+)
 
-from . import answers_02, answers_03, answers_04, answers_05, answers_06, answers_07, answers_08, answers_09
+from . import answers_02, answers_03, answers_04, answers_05, answers_06, answers_07, answers_08, answers_09, answers_10
 
-LESSONS = (answers_02, answers_03, answers_04, answers_05, answers_06, answers_07, answers_08, answers_09)
+LESSONS = (answers_02, answers_03, answers_04, answers_05, answers_06, answers_07, answers_08, answers_09, answers_10)
 EXERCISES = {
     key: exercise
-    for lesson in (lesson_02, lesson_03, lesson_04, lesson_05, lesson_06, lesson_07, lesson_08, lesson_09)
+    for lesson in (
+        lesson_02,
+        lesson_03,
+        lesson_04,
+        lesson_05,
+        lesson_06,
+        lesson_07,
+        lesson_08,
+        lesson_09,
+        lesson_10,
+    )
     for key, exercise in lesson.EXERCISES.items()
 }
 WRONG = {key: answers for lesson in LESSONS for key, answers in lesson.WRONG.items()}

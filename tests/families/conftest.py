@@ -53,6 +53,12 @@ def auto_class(config):
     return transformers.AutoModelForCausalLM
 
 
+@pytest.fixture(autouse=True)
+def no_config_is_written_out(monkeypatch):
+    """Transformers makes text of every config, with all its fields, for a log that is switched off."""
+    monkeypatch.setattr(transformers.PreTrainedConfig, "__repr__", object.__repr__)
+
+
 @pytest.fixture
 def small_config():
     """Call ``small_config(model_type, **changes)``: the family's defaults, small where it has the usual fields."""
