@@ -73,7 +73,7 @@ def test_a_record_becomes_a_race(record):
     shown = Race(record).recorded
     assert json.loads(json.dumps(shown)) == shown
     assert [(arm["name"], arm["steps"]) for arm in shown["arms"]] == [("dense", 12), ("moe", 6), ("moe", 3)]
-    assert shown["source"].startswith("Recorded 2026-01-02, grid 'tiny', times of one thread: ")
+    assert shown["source"].startswith("Recorded 2026-01-02, grid 'tiny': ") and "threads 1," in shown["source"]
     dense, moe, _ = shown["arms"]
     runs = record["race"]
     assert (dense["seconds"], moe["seconds"]) == (6.0, 7.5)

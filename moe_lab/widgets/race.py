@@ -169,8 +169,9 @@ def race_of(record: dict) -> dict[str, object]:
         arms = [arm_of(run, record["step_ms"]) for run in runs]
         arms.sort(key=lambda arm: (ARMS.index(arm["name"]), -arm["steps"]))
         if [name for name, _ in itertools.groupby(arms, lambda arm: arm["name"])] == [*ARMS]:
-            made = f"Recorded {record['date']}, grid {record['preset']!r}, times of one thread"
-            return {"status": "recorded", "arms": arms, "source": describe_source(record["machine"], made)}
+            machine = {**record["machine"], "threads": 1}  # that step_ms were measured with
+            source = describe_source(machine, f"Recorded {record['date']}, grid {record['preset']!r}")
+            return {"status": "recorded", "arms": arms, "source": source}
     raise ValueError("record must hold a dense run and a MoE run of one seed that did not diverge, it has none")
 
 
