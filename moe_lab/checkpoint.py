@@ -82,6 +82,14 @@ def write_json(path: Path, value: dict) -> None:
     path.write_text("{\n" + rows + "\n}\n", encoding="utf-8")
 
 
+def write_json_whole(path: Path, value: dict) -> None:
+    """As `write_json`, into a folder that is made if need be; the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = path.with_suffix(f".{os.getpid()}.part")
+    write_json(hidden, value)
+    hidden.replace(path)
+
+
 def read_json(path: Path) -> dict:
     """Read a JSON object, with the path in every error."""
     if not path.is_file():

@@ -105,10 +105,10 @@ class Trainer:
         # All chance of a step hangs on (seed, step), so a resumed run repeats an uninterrupted one.
         draw = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
         torch.manual_seed(self.config.seed * 1_000_003 + number)
-        now, after = self._draw(self.corpus.train, draw)
+        now, after = self.draw(self.corpus.train, draw)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(number)
-        loss = self._loss(now, after)
+        loss = self.loss(now, after)
         self.optimizer.zero_grad()
         (loss + self._balancing_loss(now.shape[0])).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -122,12 +122,12 @@ class Trainer:
         self.history.seconds += time.perf_counter() - started
         return nats
 
-    def _draw(self, text: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, text: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         """A batch, on the device that trains."""
         windows = draw_batch(text, self.config.batch, self.model.config.context, draw)
         return tuple(window.to(self.config.device) for window in windows)
 
-    def _loss(self, now: Tensor, after: Tensor) -> Tensor:
+    def loss(self, now: Tensor, after: Tensor) -> Tensor:
         """Mean loss in nats a byte; with precision "bfloat16" the products are rounded to it, and nothing else."""
         narrow = self.config.precision == "bfloat16"
         with torch.autocast(self.config.device, torch.bfloat16, enabled=narrow):
@@ -163,7 +163,7 @@ class Trainer:
         self.model.eval()
         losses = []
         for _ in range(batches):
-            losses.append(self._loss(*self._draw(self.corpus.validation, draw)).item())
+            losses.append(self.loss(*self.draw(self.corpus.validation, draw)).item())
         self.model.train()
         return sum(losses) / batches
 

@@ -25,7 +25,7 @@ WAIT_S = 30
 def cheap(monkeypatch):
     """Few held-out batches; and one thread, because two wait for each other, longest on a busy machine."""
     monkeypatch.setattr(live, "JUDGED", 3)
-    with live.one_thread():
+    with live.cpu_threads(1):
         yield
 
 

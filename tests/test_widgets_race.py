@@ -32,7 +32,7 @@ def corpus():
 @pytest.fixture(scope="module")
 def record(corpus, tmp_path_factory):
     """A record as the grid writes it, of runs that train in no time."""
-    with live.one_thread(), pytest.MonkeyPatch.context() as patch:
+    with live.cpu_threads(1), pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "JUDGED", 2)  # held-out batches at the end
         runs = [train_one(run, tmp_path_factory.mktemp("runs"), corpus) for run in make_runs(TINY, "race")]
     about = {"preset": "tiny", "date": "2026-01-02", "machine": describe_machine()}

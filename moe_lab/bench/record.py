@@ -1,6 +1,5 @@
 """Running a suite, and the immutable record of the run."""
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from tqdm.auto import tqdm
 from moe_lab.bench import machine
 from moe_lab.bench.limits import refuse_above_roofline
 from moe_lab.bench.rows import Measured
-from moe_lab.checkpoint import read_json, write_json
+from moe_lab.checkpoint import read_json, write_json_whole
 from moe_lab.profiling.machine import ROOT
 
 UNFINISHED = ROOT / "runs" / "bench"
@@ -56,7 +55,7 @@ def run(
     about = done.pop("run", None) or machine.describe_run(suite, started)
     rows = _rows_of(cases, seconds, suite, done, unfinished, about)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, {"run": about, "rows": [row.as_dict() for row in rows]})
+    write_json_whole(path, {"run": about, "rows": [row.as_dict() for row in rows]})
     unfinished.unlink(missing_ok=True)
     return rows, path
 
@@ -79,7 +78,7 @@ def _rows_of(
         rows += found
         if unfinished:
             done[case.name] = [row.as_dict() for row in found]
-            _write_whole(unfinished, {"run": about, **done})
+            write_json_whole(unfinished, {"run": about, **done})
     return rows
 
 
@@ -97,11 +96,3 @@ def _finished(unfinished: Path) -> dict:
         return read_json(unfinished)
     except (FileNotFoundError, ValueError):
         return {}
-
-
-def _write_whole(path: Path, value: dict) -> None:
-    """A file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_suffix(f".{os.getpid()}.part")
-    write_json(hidden, value)
-    hidden.replace(path)

@@ -7,7 +7,6 @@ of an hour on two cores. Lessons 03 and 04 and the widget *Collapse and rescue* 
 import contextlib
 import dataclasses
 import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,11 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from moe_lab.balance import Balance, measure_balance
-from moe_lab.checkpoint import read_json, write_json
+from moe_lab.checkpoint import read_json, write_json_whole
 from moe_lab.checks import check_whole
 from moe_lab.config import LanguageModelConfig, TrainConfig
 from moe_lab.corpus import Corpus, draw_batch, standard_library
+from moe_lab.experiments.runner import time_steps
 from moe_lab.lm import LanguageModel
 from moe_lab.routers import find_method, options_of
 from moe_lab.train import Trainer, describe_machine
@@ -171,13 +171,7 @@ def train_one(name: str, seed: int, corpus: Corpus, steps: int | None = None) ->
 def step_times(names: list[str], corpus: Corpus, rounds: int = 40) -> dict[str, float]:
     """Median milliseconds of a training step for each method, the methods taking turns, from the same start."""
     trainers = {name: Trainer(*RUNS[name].configs(SEEDS[0]), corpus) for name in names}
-    times = {name: [] for name in names}
-    for _ in tqdm(range(rounds), desc="step times", unit="round"):
-        for name, trainer in trainers.items():
-            started = time.perf_counter()
-            trainer.step()
-            times[name].append((time.perf_counter() - started) * 1e3)
-    return {name: statistics.median(values[rounds // 8 :]) for name, values in times.items()}
+    return time_steps(trainers, rounds - rounds // 8, warmup=rounds // 8)
 
 
 def chosen_runs(only: str = "") -> list[str]:
@@ -194,9 +188,7 @@ def run_missing(folder: Path, corpus: Corpus, steps: int | None = None, only: st
     for name, seed in tqdm([(name, seed) for seed in SEEDS for name in chosen_runs(only)], desc="runs", unit="run"):
         path = folder / f"{name}-{seed}.json"
         if not path.is_file():
-            unfinished = path.with_suffix(".unfinished")
-            write_json(unfinished, train_one(name, seed, corpus, steps))
-            unfinished.replace(path)
+            write_json_whole(path, train_one(name, seed, corpus, steps))
         record = read_json(path)
         if record.get("configs") != configs_of(name, seed, steps):
             raise ValueError(f"{path} holds a run with other settings than were asked for; give another --out")
@@ -217,6 +209,5 @@ def write_record(folder: Path, path: Path, steps: int | None = None, only: str =
         "runs": run_missing(folder, corpus, steps, only),
         "step_ms": step_times(chosen_runs(only), corpus),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
+    write_json_whole(path, record)
     return path

@@ -2,7 +2,7 @@
 
 ``python -m moe_lab experiment dense_vs_moe`` trains what is missing in its folder and writes the record. Four parts:
 
-- ``tuning``: one seed over learning rates, for each arm; it sets ``LEARNING_RATE``.
+- ``tuning``: one seed over learning rates, for each arm; it sets ``learning_rate``.
 - ``race``: a dense run of N steps against MoE runs of N/4, N/7, N/10 and N/14, three seeds.
 - ``scaling``: sizes times experts, all equally long, for the fit of `scaling_law`.
 - ``architectures``: Switch, top-2, fine-grained, shared, residual and pyramid experts, and other ways of choosing.
@@ -11,6 +11,7 @@ All arms see the same batches in the same order, and FLOPs a step are equal: a r
 much narrower than the dense layer as pays for them.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from moe_lab.config import LanguageModelConfig, TrainConfig
@@ -71,7 +72,7 @@ PRESETS = {
         rates=(1e-2,),
         learning_rate={"dense": 5e-3, "moe": 2e-2},
     ),
-    "gpu": Preset(  # 34 M dense parameters, 0.8 to 1.6 G with 32 and 64 experts
+    "gpu": Preset(  # 34 M dense parameters, 1.6 G with 64 experts
         sizes={"x1": (512, 2048, 8)},
         num_layers=8,
         context=512,
@@ -113,21 +114,18 @@ def matched_width(d_expert: int, experts_by_layer: list[int], chosen: int, mixes
 def make_run(preset: Preset, name: str, size: str, steps: int, seed: int, rate: float, **arm) -> Run:
     """A run of the grid; ``arm`` holds the fields of the model that set it apart, and ``aux_loss`` if it needs one."""
     d_model, d_expert, num_heads = preset.sizes[size]
+    sizes = {"d_model": d_model, "d_expert": d_expert, "num_heads": num_heads, "context": preset.context}
     dense = {"num_layers": preset.num_layers, "num_experts": 0, "top_k": 1, "bias_rate": 0.0}
-    model = {**dense, "num_shared": 0, "mix_shared": False, **arm}
-    aux_loss = model.pop("aux_loss", "")
-    by_layer = model.get("pyramid") or [model["num_experts"]] * model["num_layers"]
-    if any(by_layer):
-        d_expert = matched_width(d_expert, by_layer, model["top_k"] + model["num_shared"], model["mix_shared"])
-    sizes = {"d_model": d_model, "d_expert": d_expert, "num_heads": num_heads}
+    aux_loss = arm.pop("aux_loss", "")
+    model = LanguageModelConfig(**sizes, **{**dense, **arm})
+    if any(model.experts_by_layer):
+        chosen = model.top_k + model.num_shared
+        width = matched_width(d_expert, model.experts_by_layer, chosen, model.mix_shared)
+        model = dataclasses.replace(model, d_expert=width)
     train = {"batch": preset.batch, "steps": steps, "seed": seed, "learning_rate": rate, "aux_loss": aux_loss}
     machine = {"device": preset.device, "precision": preset.precision}
     often = {"warmup": min(100, steps // 10), "validate_every": max(50, steps // 40), "checkpoint_every": 500}
-    return Run(
-        name,
-        LanguageModelConfig(context=preset.context, **sizes, **model),
-        TrainConfig(**train, **machine, **often),
-    )
+    return Run(name, model, TrainConfig(**train, **machine, **often))
 
 
 def architectures(num_experts: int) -> dict[str, dict]:

@@ -19,6 +19,7 @@ from moe_lab.checks import check_number, check_whole
 from moe_lab.corpus import Corpus, standard_library
 from moe_lab.experiments.dense_vs_moe import BY_BIAS, PRESETS, Preset, make_run
 from moe_lab.experiments.runner import JUDGED, POINTS, Run, count_model, count_step
+from moe_lab.profiling.timing import cpu_threads
 from moe_lab.train import History, Trainer, describe_machine, interrupt_between_steps, report
 
 ARMS = ("dense", "moe")
@@ -163,7 +164,8 @@ class LiveRace:
         """
         bars = bars or {arm.name: tqdm(disable=True) for arm in self.arms}
         started = time.perf_counter() - self.wall_s
-        with one_thread():
+        # models so small lose more by waiting for a second thread
+        with cpu_threads(1):
             while arm := self.next_arm():
                 if is_stopped():
                     return "stopped"
@@ -178,7 +180,7 @@ class LiveRace:
 
     def describe(self) -> dict:
         """Both arms and the machine, ready for JSON."""
-        machine = {**describe_machine(), "threads": 1}  # see `one_thread`
+        machine = {**describe_machine(), "threads": 1}  # see `run`
         return {
             "arms": [arm.describe() for arm in self.arms],
             "wall_s": round(self.wall_s, 1),
@@ -203,20 +205,6 @@ def chance_of_others_kept(device: str) -> Iterator[None]:
     devices = [torch.cuda.current_device()] if device == "cuda" and torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         yield
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread, as the runs of the records do: models so small lose more by waiting for a second one.
-
-    The number holds for the thread that asks, and for those that start meanwhile; afterwards it is what it was.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 _track, _swap = threading.Lock(), threading.Lock()
@@ -317,7 +305,7 @@ class BackgroundRace:
         if self.is_running and not self._stop.is_set():
             return
         self.wait()
-        torch.get_num_threads()  # settles the number of this thread, before `one_thread` sets that of new ones
+        torch.get_num_threads()  # settles the number of this thread, before `cpu_threads` sets that of new ones
         self._stop = threading.Event()
         claim_the_track(self._stop)  # here and not in the thread, so that the race that was started last is the newest
         self._say("starting")

@@ -1,18 +1,14 @@
 """The record of the grid `dense_vs_moe`: how it is written, and what is read out of it."""
 
 import dataclasses
-import statistics
 import time
 from pathlib import Path
 
-import torch
-from tqdm.auto import tqdm
-
-from moe_lab.checkpoint import read_json, write_json
+from moe_lab.checkpoint import read_json, write_json_whole
 from moe_lab.corpus import standard_library
 from moe_lab.experiments.dense_vs_moe import PARTS, PRESETS, Preset, architectures, make_runs
 from moe_lab.experiments.ratios import Ratios, compare_arms
-from moe_lab.experiments.runner import Run, run_missing
+from moe_lab.experiments.runner import Run, run_missing, time_steps
 from moe_lab.experiments.scaling_law import Fit, fit_law
 from moe_lab.train import Trainer, check_device, describe_machine
 
@@ -41,13 +37,11 @@ def write_record(
         "corpus": standard_library().fingerprint,
         "machine": describe_machine(),
         **{part: [next(records) for _ in runs[part]] for part in parts},
-        "step_ms": time_steps(race_arms(grid)),
-        "architecture_ms": time_steps(architecture_arms(grid)) if "architectures" in parts else {},
+        "step_ms": time_arms(race_arms(grid)),
+        "architecture_ms": time_arms(architecture_arms(grid)) if "architectures" in parts else {},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    write_json(unfinished, record)
-    return unfinished.replace(path)
+    write_json_whole(path, record)
+    return path
 
 
 def race_arms(grid: Preset) -> dict[str, Run]:
@@ -61,22 +55,11 @@ def architecture_arms(grid: Preset) -> dict[str, Run]:
     return dict(zip(names, make_runs(grid, "architectures")[: len(names)], strict=True))
 
 
-def time_steps(arms: dict[str, Run]) -> dict[str, float]:
+def time_arms(arms: dict[str, Run]) -> dict[str, float]:
     """Median milliseconds of a step of each arm on one thread, the arms taking turns, after the first few."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        corpus = standard_library()
-        trainers = {name: Trainer(run.model, run.train, corpus) for name, run in arms.items()}
-        times = {name: [] for name in trainers}
-        for _ in tqdm(range(ROUNDS), desc="step times", unit="round"):
-            for name, trainer in trainers.items():
-                started = time.perf_counter()
-                trainer.step()
-                times[name].append((time.perf_counter() - started) * 1e3)
-    finally:
-        torch.set_num_threads(threads)
-    return {name: statistics.median(values[ROUNDS // 4 :]) for name, values in times.items()}
+    corpus = standard_library()
+    trainers = {name: Trainer(run.model, run.train, corpus) for name, run in arms.items()}
+    return time_steps(trainers, ROUNDS - ROUNDS // 4, warmup=ROUNDS // 4, threads=1)
 
 
 def read_record(path: Path = RECORD) -> dict:
@@ -131,7 +114,7 @@ def architecture_table(record: dict) -> list[dict]:
 
 
 def describe(record: dict) -> str:
-    """A record in a few lines of text: what raced, the three ratios, and the law."""
+    """A record in a few lines of text: what raced, the three ratios, and the architectures."""
     lines = [f"grid {record['preset']!r}, {record['date']}, torch {record['machine']['torch']}"]
     for seed, arms in race(record).items() if "race" in record else ():
         runs = "; ".join(f"{arm} {', '.join(f'{loss:.3f} at {steps}' for steps, loss in arms[arm])}" for arm in arms)

@@ -20,11 +20,12 @@ from tqdm.auto import tqdm
 
 from moe_lab.accounting.counter import flop_counter
 from moe_lab.balance import measure_balance
-from moe_lab.checkpoint import latest_checkpoint, read_json, write_json
+from moe_lab.checkpoint import latest_checkpoint, read_json, write_json_whole
 from moe_lab.config import LanguageModelConfig, TrainConfig
-from moe_lab.corpus import Corpus, draw_batch, standard_library
+from moe_lab.corpus import Corpus, standard_library
 from moe_lab.layers import MoE
 from moe_lab.lm import LanguageModel
+from moe_lab.profiling.timing import time_interleaved
 from moe_lab.train import Diverged, Trainer, train
 
 JUDGED = 64  # held-out batches of the last loss of a run
@@ -151,9 +152,7 @@ def train_one(
     except Diverged as error:
         outcome = {"diverged": str(error)}
     record = {"name": run.name, "configs": run.configs, **outcome}
-    unfinished = folder / f"{run.name}.unfinished"
-    write_json(unfinished, record)
-    unfinished.replace(folder / f"{run.name}.json")
+    write_json_whole(folder / f"{run.name}.json", record)
     shutil.rmtree(folder / run.name)
     return record
 
@@ -199,13 +198,21 @@ def _idle_parameters(layer: MoE) -> int:
 def count_step(trainer: Trainer) -> dict[str, int]:
     """FLOPs of one training step, forward and backward, as `flop_counter` sees them; the routers' products apart."""
     draw = torch.Generator().manual_seed(trainer.config.seed)
-    model = trainer.model.train()
-    now, after = draw_batch(trainer.corpus.train, trainer.config.batch, model.config.context, draw)
-    device = trainer.config.device
+    trainer.model.train()
+    now, after = trainer.draw(trainer.corpus.train, draw)
     with flop_counter() as counter:
-        loss = torch.nn.functional.cross_entropy(model(now.to(device)).flatten(0, 1), after.to(device).flatten())
-        loss.backward()
+        trainer.loss(now, after).backward()
     trainer.optimizer.zero_grad()
     # forward once, backward twice: by the inputs and by the weights
-    routers = sum(3 * 2 * layer.router.numel() * now.numel() for layer in model.layers)
+    routers = sum(3 * 2 * layer.router.numel() * now.numel() for layer in trainer.model.layers)
     return {"all": counter.total_flops, "routers": routers}
+
+
+def time_steps(
+    trainers: dict[str, Trainer], repeats: int, *, warmup: int, threads: int | None = None
+) -> dict[str, float]:
+    """Median milliseconds of a training step of each trainer, in turns, with a progress bar; see `time_interleaved`."""
+    with tqdm(total=(repeats + warmup) * len(trainers), desc="step times", unit="step") as bar:
+        steps = {name: lambda step=trainer.step: (step(), bar.update()) for name, trainer in trainers.items()}
+        timings = time_interleaved(steps, repeats=repeats, warmup=warmup, threads=threads)
+    return {name: timing.p50_ms for name, timing in timings.items()}

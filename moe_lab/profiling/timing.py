@@ -53,7 +53,7 @@ def time_interleaved(
         check_number("seconds", seconds, at_least=0)
     samples: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
-    with _threads(threads):
+    with cpu_threads(threads):
         for function in functions.values():
             for _ in range(warmup):
                 function()
@@ -87,8 +87,11 @@ def _summary(calls_ms: list[float]) -> Timing:
 
 
 @contextmanager
-def _threads(threads: int | None):
-    """Another number of CPU threads for a while; None leaves it."""
+def cpu_threads(threads: int | None):
+    """Another number of CPU threads for a while; None leaves it.
+
+    It holds for the thread that asks, and for those that start meanwhile.
+    """
     before = torch.get_num_threads()
     try:
         if threads is not None:
