@@ -54,7 +54,7 @@ PRESETS = {
         grid_steps=1000,
         experts=(1, 2, 4, 8, 16, 32, 64),
         seeds=(0, 1, 2),
-        grid_seeds=(0,),
+        grid_seeds=(0, 1, 2),
         rates=(2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2),
         learning_rate={"dense": 5e-3, "moe": 2e-2},
     ),
