@@ -18,7 +18,7 @@ ALONE := notebooks/00_start_here.ipynb
 ALONE += $(shell grep -lE 'time_interleaved|measure_products' notebooks/*.ipynb notebooks/solutions/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint format notebooks train grid gpu-train bench bench-peers compile gpu doctor lock clean
+.PHONY: help setup lab test lint format notebooks train grid gpu-train parallel bench bench-peers compile gpu doctor lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,6 +69,12 @@ grid: $(READY) ## train dense models against MoEs, lesson 10's grid, into runs/ 
 
 gpu-train: $(READY) ## the same race with models of 34 M dense parameters, on a CUDA device, in bfloat16
 	$(BIN)/python -m moe_lab experiment dense_vs_moe --preset gpu --part race
+
+# A killed rank starts all of them again, from the last checkpoint.
+TORCHRUN = $(BIN)/torchrun --standalone --max-restarts 3
+parallel: $(READY) ## train the small language model on 2 ranks, then on 4, experts spread over them, into runs/ (STEPS=100)
+	$(TORCHRUN) --nproc-per-node 2 -m moe_lab train --out runs/parallel-2 --steps $(or $(STEPS),100)
+	$(TORCHRUN) --nproc-per-node 4 -m moe_lab train --out runs/parallel-4 --steps $(or $(STEPS),100)
 
 # Timed with libgomp's own way of waiting, a short spin before sleep: without one, each short operator waits for a thread
 # to wake up; with an endless one, threads that wait take the cores from those that work.

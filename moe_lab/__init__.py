@@ -31,6 +31,11 @@ _HOME = {
     "certify": "certificate",
     "expert_mlp": "experts",
     "MoE": "layers",
+    # on several ranks
+    "ExpertParallel": "parallel.style",
+    "run_ranks": "parallel.launch",
+    "Placement": "parallel.placement",
+    "place_experts": "parallel.placement",
     # what it costs
     "count": "accounting.counts",
     "flop_counter": "accounting.counter",

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -63,6 +64,13 @@ def add_train(commands) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/first"), help="folder for the checkpoints")
     parser.add_argument("--fresh", action="store_true", help="delete the checkpoints in OUT and start over")
     parser.add_argument("--export", type=Path, help="also write the trained model to this folder, without optimiser")
+    ranks = parser.add_argument_group("on several ranks", "torchrun --nproc-per-node N -m moe_lab train ...")
+    ranks.add_argument(
+        "--expert-parallel", type=int, default=0, metavar="INT", help="ranks that share the experts; all of them if 0"
+    )
+    ranks.add_argument(
+        "--rank-timeout", type=float, default=60, metavar="SECONDS", help="how long a rank waits for the others"
+    )
     for kind in (LanguageModelConfig, TrainConfig):
         group = parser.add_argument_group(kind.__name__)
         for field in dataclasses.fields(kind):
@@ -86,10 +94,34 @@ def run_train(options) -> int:
 
     if options.export:
         check_export(options.export)
-    print(f"trained: {train(model_config, config, options.out, fresh=options.fresh)}")
+    if "WORLD_SIZE" in os.environ:
+        leads, trained = _train_as_rank(model_config, config, options)
+        if not leads:
+            return 0
+    elif options.expert_parallel > 1:
+        raise ValueError(
+            f"--expert-parallel {options.expert_parallel} needs as many ranks: start them with "
+            f"torchrun --nproc-per-node {options.expert_parallel} -m moe_lab train ..."
+        )
+    else:
+        trained = train(model_config, config, options.out, fresh=options.fresh)
+    print(f"trained: {trained}")
     if options.export:
         print(f"exported: {options.export}, validation loss {export(options.out, options.export):.4f} nats a byte")
     return 0
+
+
+def _train_as_rank(model_config: LanguageModelConfig, config: TrainConfig, options) -> tuple[bool, Path]:
+    """Train as one of torchrun's ranks; whether this is the one that speaks, and the last checkpoint."""
+    from moe_lab.parallel.group import joined
+    from moe_lab.parallel.trainer import check_ranks, train_on_ranks
+
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    expert_ranks = options.expert_parallel or ranks
+    check_ranks(model_config, config, ranks, expert_ranks)
+    fresh = options.fresh and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # a restart goes on
+    with joined(options.rank_timeout):
+        return rank == 0, train_on_ranks(model_config, config, options.out, expert_ranks=expert_ranks, fresh=fresh)
 
 
 def add_count(commands) -> None:

@@ -1,11 +1,13 @@
 """A bias an expert, learned from batch to batch and outside of the loss: four rules behind one interface."""
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from moe_lab.balance import check_load
 from moe_lab.checks import check_number, check_whole
+from moe_lab.ranks import gather_rows, sum_over_ranks
 from moe_lab.routers.prices import RULES, even_prices, price_step
 from moe_lab.types import Routing
 from moe_lab.wide import WideBuffers
@@ -27,8 +29,16 @@ class Balancer(WideBuffers):
         self.register_buffer("bias", torch.zeros(num_experts))
         self.wide = ("bias",)
 
-    def learn(self, routing: Routing, scores: Float[Tensor, "tokens num_experts"]) -> None:
-        """Move the bias by what happened in one batch; ``scores`` are what the bias is added to."""
+    def learn(
+        self,
+        routing: Routing,
+        scores: Float[Tensor, "tokens num_experts"],
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        """Move the bias by what happened in one batch; ``scores`` are what the bias is added to.
+
+        With a ``group``, the batch is that of all its ranks together, of which this one holds an equal part.
+        """
         raise NotImplementedError
 
 
@@ -53,9 +63,14 @@ class BiasBalancer(Balancer):
         super().__init__(num_experts)
         self.rate = check_number("rate", rate, above=0)
 
-    def learn(self, routing: Routing, scores: Float[Tensor, "tokens num_experts"]) -> None:
-        """Move the bias by the routing's load."""
-        self.update(routing.load)
+    def learn(
+        self,
+        routing: Routing,
+        scores: Float[Tensor, "tokens num_experts"],
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        """Move the bias by the routing's load, added up over the ranks of a group."""
+        self.update(routing.load if group is None else sum_over_ranks(routing.load, group))
 
     @torch.no_grad()
     def update(self, load: Int64[Tensor, " num_experts"]) -> None:
@@ -109,8 +124,14 @@ class PriceBalancer(Balancer):
             raise ValueError(f"rate must be at most 1, got {self.rate}")
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
-    def learn(self, routing: Routing, scores: Float[Tensor, "tokens num_experts"]) -> None:
-        """Move the prices by the scores of the batch that was routed."""
+    def learn(
+        self,
+        routing: Routing,
+        scores: Float[Tensor, "tokens num_experts"],
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        """Move the prices by the scores of the batch that was routed, those of all ranks of a group."""
+        scores = scores if group is None else gather_rows(scores, group)
         self.update(scores, routing.slots if routing.top_k is None else routing.top_k)
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -122,6 +123,7 @@ class MoE(WideBuffers):
             self.register_buffer(f"router_{name}", own, persistent=name == "bias")
         self.wide = tuple(f"router_{name}" for name in self._tensor_options if router_options[name].is_floating_point())
         self.router_options = {k: v for k, v in router_options.items() if k not in self._tensor_options}
+        self.exchange = None  # how tokens reach experts on other ranks; `parallel.ExpertParallel` sets it
         self.routing: Routing | None = None
         self.logits: Tensor | None = None
         self.reset_parameters()
@@ -152,7 +154,8 @@ class MoE(WideBuffers):
         method = self.method if self.training else self.eval_method
         routing = route(logits, self.top_k, method, **{**self._options(method), **options})
         options = {"activation": self.activation, "backend": self.backend, "save": self.save}
-        y = expert_mlp(rows, routing, self.w_gate_up, self.w_down, **options)
+        apply = expert_mlp if self.exchange is None else self.exchange.expert_mlp
+        y = apply(rows, routing, self.w_gate_up, self.w_down, **options)
         if self.num_shared:
             shared = F.linear(activate(F.linear(rows, self.shared_gate_up), self.activation), self.shared_down)
             if self.mix_shared:
@@ -171,8 +174,10 @@ class MoE(WideBuffers):
         """What becomes a weight: the option, or the method's default."""
         return self.router_options.get("score", shared_defaults(find_method(self.method)).get("score"))
 
-    def update_balancer(self) -> None:
+    def update_balancer(self, group: dist.ProcessGroup | None = None) -> None:
         """Let the balancer learn from the last call: once a step, after the optimiser's. Without one, does nothing.
+
+        Where the ranks of a ``group`` hold equal parts of a batch, the balancer of each learns from all of it.
 
         Raises TypeError for a balancer that does not learn, ValueError before the first call.
         """
@@ -183,7 +188,7 @@ class MoE(WideBuffers):
         if self.routing is None:
             raise ValueError("update_balancer needs a call of the layer to learn from")
         scale = bias_scale(self.method, self.router_options)
-        self.balancer.learn(self.routing, biased_scores(self.logits.detach(), scale))
+        self.balancer.learn(self.routing, biased_scores(self.logits.detach(), scale), group)
 
     def _check_eval_method(self) -> None:
         """One bias for both methods needs one scale."""

@@ -5,7 +5,6 @@ Each returns one number, in float32 or, for float64, in float64; 0 without token
 """
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -42,8 +41,8 @@ def switch_aux(
     does not measure it. Switch has top_k = 1. Transformers sums f over the slots and gets top_k times as much.
 
     ``load`` replaces the count by that of a larger batch, f = load / sum(load): with
-    ``load=sum_over_ranks(asked_load(logits, routing))``, ranks of equally many tokens have the loss of the global batch
-    as their mean, and its gradient.
+    ``load=ranks.sum_over_ranks(asked_load(logits, routing))``, ranks of equally many tokens have the loss of the global
+    batch as their mean, and its gradient.
 
     Example:
         >>> from moe_lab import route
@@ -214,27 +213,6 @@ def asked_load(logits: Float[Tensor, "tokens num_experts"], routing: Routing) ->
     Source: Switch (arXiv:2101.03961), equation 5, counts argmax; GShard (arXiv:2006.16668), algorithm 1, line 11.
     """
     return _asked(logits, routing).load
-
-
-def sum_over_ranks(
-    load: Int64[Tensor, " num_experts"], group: dist.ProcessGroup | None = None
-) -> Int64[Tensor, " num_experts"]:
-    """Add up a load over the ranks of a process group; without ``torch.distributed`` initialised, the load itself.
-
-    One all-reduce of num_experts whole numbers; every rank of the group must call it. Over micro-batches on
-    one rank, add the loads up yourself.
-
-    Example:
-        >>> sum_over_ranks(torch.tensor([3, 1]))
-        tensor([3, 1])
-
-    Source: Qiu et al. 2025 (arXiv:2501.11873), abstract.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return load
-    total = load.clone()
-    dist.all_reduce(total, group=group)
-    return total
 
 
 def _share_times_score(scores: Tensor, asked: Routing, sequences: int) -> Tensor:

@@ -36,6 +36,8 @@ from moe_lab.checkpoint import (
 from moe_lab.config import LanguageModelConfig, TrainConfig
 from moe_lab.corpus import Corpus, draw_batch, standard_library
 from moe_lab.lm import LanguageModel, load_model
+from moe_lab.sharded import is_sharded, load_training, optimizer_tensors
+from moe_lab.types import Routing
 
 
 @dataclass
@@ -80,17 +82,31 @@ class Trainer:
         5.545
     """
 
+    group = None  # the ranks that share a batch; none but this process
+
     def __init__(self, model_config: LanguageModelConfig, config: TrainConfig, corpus: Corpus | None = None):
         self.config = config
         self.corpus = corpus or standard_library()
         check_device(config.device)
         torch.manual_seed(config.seed)
         self.model = LanguageModel(model_config).to(config.device).train()
-        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
-        vectors = [p for p in self.model.parameters() if p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.forward = self.spread()
+        groups = [group for group in self.parameter_groups() if group["params"]]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
         self.history = History(corpus=self.corpus.fingerprint, machine=describe_machine())
+
+    def spread(self) -> Callable[[Tensor], Tensor]:
+        """What calls the model: the model. A trainer over several ranks spreads it first."""
+        return self.model
+
+    def parameter_groups(self) -> list[dict]:
+        """The optimiser's groups: weight decay is for matrices only."""
+        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
+        vectors = [p for p in self.model.parameters() if p.dim() < 2]
+        return [
+            {"params": matrices, "weight_decay": self.config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to a tenth."""
@@ -111,13 +127,12 @@ class Trainer:
         loss = self.loss(now, after)
         self.optimizer.zero_grad()
         (loss + self._balancing_loss(now.shape[0])).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        nats, length = loss.item(), norm.item()
+        nats, length = self.mean(loss.item()), self.clip(1.0)
         if not math.isfinite(nats) or not math.isfinite(length):
             self._diverged(f"loss {nats}, gradient norm {length}")
         self.optimizer.step()
         for layer in self.model.layers:
-            layer.update_balancer()
+            layer.update_balancer(self.group)
         self.history.losses.append(nats)
         self.history.seconds += time.perf_counter() - started
         return nats
@@ -131,8 +146,20 @@ class Trainer:
         """Mean loss in nats a byte; with precision "bfloat16" the products are rounded to it, and nothing else."""
         narrow = self.config.precision == "bfloat16"
         with torch.autocast(self.config.device, torch.bfloat16, enabled=narrow):
-            logits = self.model(now)
+            logits = self.forward(now)
         return F.cross_entropy(logits.float().flatten(0, 1), after.flatten())
+
+    def mean(self, loss: float) -> float:
+        """The loss of the whole batch."""
+        return loss
+
+    def clip(self, longest: float) -> float:
+        """Shorten the gradient to a norm of ``longest``; the norm that it had."""
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), longest).item()
+
+    def batch_load(self, logits: Tensor, routing: Routing) -> Tensor | None:
+        """The load that a balancing loss counts, where it is not the one of this process."""
+        return None
 
     def _balancing_loss(self, sequences: int) -> Tensor:
         """What is added to the loss and never reported as part of it: the balancing losses of all layers."""
@@ -141,7 +168,9 @@ class Trainer:
             score = "sigmoid" if layer.score == "sigmoid" else "softmax"
             uneven = {
                 "": lambda logits, routing, score: logits.new_zeros(()),
-                "switch_aux": lambda logits, routing, score: losses.switch_aux(logits, routing, score=score),
+                "switch_aux": lambda logits, routing, score: losses.switch_aux(
+                    logits, routing, score=score, load=self.batch_load(logits, routing)
+                ),
                 "gshard": lambda logits, routing, score: losses.gshard(logits, routing),
                 "sequence_aux": lambda logits, routing, score: losses.sequence_aux(
                     logits, routing, sequences, score=score
@@ -165,7 +194,7 @@ class Trainer:
         for _ in range(batches):
             losses.append(self.loss(*self.draw(self.corpus.validation, draw)).item())
         self.model.train()
-        return sum(losses) / batches
+        return self.mean(sum(losses) / batches)
 
     def _diverged(self, what: str) -> None:
         raise Diverged(
@@ -173,22 +202,40 @@ class Trainer:
             f"is learning_rate={self.config.learning_rate} too high? The last checkpoint is kept"
         )
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint folder: model, optimiser, configs, history. Refuses weights that are not finite."""
+    leads = True  # whether this process writes files and speaks, where several train
+
+    def agree(self, wish: bool) -> bool:
+        """Whether any process that trains here wishes so."""
+        return wish
+
+    def publish(self, out: Path) -> None:
+        """Add a checkpoint to ``out``, and let go of those before it."""
+        publish_folder(out, step_name(self.history.steps), self.save)
+        remove_older(out, self.history.steps)
+
+    def check_finite(self) -> None:
+        """Refuse weights that are not finite."""
         for name, parameter in self.model.named_parameters():
             if not bool(parameter.isfinite().all()):
                 self._diverged(f"{name} is not finite")
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint folder: model, optimiser, configs, history. Refuses weights that are not finite."""
+        self.check_finite()
         self.model.save(folder)
-        save_file(self._optimizer_tensors(), folder / "optimizer.safetensors")
-        write_json(folder / "train.json", dataclasses.asdict(self.config))
-        write_json(folder / "history.json", dataclasses.asdict(self.history))
+        save_file(optimizer_tensors(self.model, self.optimizer), folder / "optimizer.safetensors")
+        self.describe(folder)
+
+    def describe(self, folder: Path) -> None:
+        """Write the three configs of a checkpoint: the model's, the training's, and what happened."""
+        for name, value in (("config", self.model.config), ("train", self.config), ("history", self.history)):
+            write_json(folder / f"{name}.json", dataclasses.asdict(value))
 
     @classmethod
     def resume(cls, folder: Path, corpus: Corpus | None = None) -> "Trainer":
         """Continue from a checkpoint folder; raises ValueError for a damaged one or another corpus."""
-        model = load_model(folder)
-        trainer = cls(model.config, read_config(TrainConfig, folder / "train.json"), corpus)
-        trainer.model.load_state_dict(model.state_dict())
+        config = read_config(TrainConfig, folder / "train.json")
+        trainer = cls(read_config(LanguageModelConfig, folder / "config.json"), config, corpus)
         history = read_config(History, folder / "history.json")
         if history.corpus != trainer.corpus.fingerprint:
             raise ValueError(
@@ -198,24 +245,24 @@ class Trainer:
         if folder.name != step_name(history.steps):
             raise ValueError(f"{folder / 'history.json'} holds {history.steps} losses, which is not {folder.name}")
         trainer.history = history
+        trainer.load(folder)
+        return trainer
+
+    def load(self, folder: Path) -> None:
+        """Take model and optimiser from a checkpoint folder; raises ValueError for a damaged one."""
+        if is_sharded(folder):
+            return load_training(self.model, self.optimizer, folder)
+        self.model.load_state_dict(load_model(folder).state_dict())
         path = folder / "optimizer.safetensors"
         tensors = read_tensors(path)
-        for name, parameter in trainer.model.named_parameters():
+        for name, parameter in self.model.named_parameters():
             shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             for key, shape in shapes.items():
                 tensor = tensors.get(f"{key}/{name}")
                 if tensor is None or tensor.shape != shape or tensor.dtype != torch.float32:
                     found = None if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
                     raise ValueError(f"{path}: {key}/{name} must be float32 {tuple(shape)}, found {found}")
-                trainer.optimizer.state[parameter][key] = tensor.to(parameter.device)
-        return trainer
-
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{key}/{name}": value
-            for name, parameter in self.model.named_parameters()
-            for key, value in self.optimizer.state[parameter].items()
-        }
+                self.optimizer.state[parameter][key] = tensor.to(parameter.device)
 
 
 def train(
@@ -235,15 +282,27 @@ def train(
     Raises ValueError where ``out`` holds a run with another config, where another process trains into it, and where the
     loss stops being finite; KeyboardInterrupt after Ctrl-C.
     """
+    with alone_in(out):
+        return train_in(Trainer, model_config, config, out, corpus, fresh, watch)
+
+
+@contextlib.contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold a folder for one run; raises ValueError where another process trains into it."""
     out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock", timeout=0)  # the system lets go of it when the process dies, however it dies
     try:
-        with FileLock(out / ".lock", timeout=0):  # the system lets go of it when the process dies, however it dies
-            return _train(model_config, config, out, corpus, fresh, watch)
+        lock.acquire()
     except Timeout as error:
         raise ValueError(f"another process trains into {out}; wait for it, or give another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _train(
+def train_in(
+    kind: type[Trainer],
     model_config: LanguageModelConfig,
     config: TrainConfig,
     out: Path,
@@ -251,17 +310,18 @@ def _train(
     fresh: bool,
     watch: Callable[[Trainer], None] | None,
 ) -> Path:
+    """`train` with a trainer of any kind, in a folder that this run has to itself."""
     newest = None if fresh else latest_checkpoint(out)
     if newest is None:
-        trainer = Trainer(model_config, config, corpus)
-        if fresh:
+        trainer = kind(model_config, config, corpus)
+        if fresh and trainer.leads:
             start_over(out)
     else:
-        trainer = Trainer.resume(newest, corpus)
+        trainer = kind.resume(newest, corpus)
         refuse_other_config(trainer, model_config, config, out)
-        if watch is None:
+        if watch is None and trainer.leads:
             tqdm.write(f"going on from {newest} at step {trainer.history.steps} of {config.steps}")
-    started = {"initial": trainer.history.steps, "disable": watch is not None}
+    started = {"initial": trainer.history.steps, "disable": watch is not None or not trainer.leads}
     bar = tqdm(total=config.steps, unit="step", desc="training", **started)
     with bar, interrupt_between_steps() as stop:
         while trainer.history.steps < config.steps:
@@ -272,10 +332,10 @@ def _train(
                 watch(trainer)
             done = trainer.history.steps == config.steps
             # Checkpoints are made here and nowhere else: between two steps, never after an error.
-            if done or stop.is_set() or trainer.history.steps % config.checkpoint_every == 0:
+            stopped = trainer.agree(stop.is_set())
+            if done or stopped or trainer.history.steps % config.checkpoint_every == 0:
                 _keep(trainer, out)
-                remove_older(out, trainer.history.steps)
-            if stop.is_set():
+            if stopped:
                 raise KeyboardInterrupt
     return latest_checkpoint(out)
 
@@ -283,7 +343,7 @@ def _train(
 def _keep(trainer: Trainer, out: Path) -> None:
     """Publish a checkpoint; where the disk does not take it, say that the one before is still there."""
     try:
-        publish_folder(out, step_name(trainer.history.steps), trainer.save)
+        trainer.publish(out)
     except (OSError, SafetensorError) as error:
         before = latest_checkpoint(out)
         raise OSError(

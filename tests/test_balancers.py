@@ -115,7 +115,7 @@ def test_a_layer_learns_on_the_scale_that_its_bias_is_added_to():
     seen = []
 
     class Listener(Balancer):
-        def learn(self, routing, scores):
+        def learn(self, routing, scores, group=None):
             seen.append((routing, scores))
 
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))

@@ -3,10 +3,8 @@
 Transformers is imported where it is used: each of the two processes imports this file.
 """
 
-import datetime
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +15,8 @@ from hypothesis import strategies as st
 
 import moe_lab.losses as losses
 from moe_lab import Routing, route
+from moe_lab.parallel.launch import run_ranks
+from moe_lab.ranks import sum_over_ranks
 from moe_lab.routers.choice import add_noise
 
 
@@ -434,25 +434,19 @@ def test_micro_batches_with_one_load_are_the_whole_batch():
     assert np.mean(alone) > want + 0.1
 
 
-def one_rank(rank, folder):
+def one_rank():
     """What each process of the next test does: its half of the tokens, and the load of both."""
-    wait = datetime.timedelta(seconds=60)  # a rank that waits for one that failed must fail too
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=wait)
+    rank = dist.get_rank()
     logits = skewed(20, 4).view(2, 10, 4)[rank]
     routing = route(logits, 1, "switch", capacity_factor=0.5)
     own = losses.asked_load(logits, routing)
-    load = losses.sum_over_ranks(own)
-    alone = losses.sum_over_ranks(own, dist.new_group([0], use_local_synchronization=True)) if rank == 0 else own
-    loss = losses.switch_aux(logits, routing, load=load)
-    torch.save({"own": own, "load": load, "alone": alone, "loss": loss}, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    load = sum_over_ranks(own)
+    alone = sum_over_ranks(own, dist.new_group([0], use_local_synchronization=True)) if rank == 0 else own
+    return {"own": own, "load": load, "alone": alone, "loss": losses.switch_aux(logits, routing, load=load)}
 
 
-def test_two_processes_add_their_loads_up(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])  # where they import this file from
-    torch.multiprocessing.spawn(one_rank, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+def test_two_processes_add_their_loads_up():
+    first, second = run_ranks(one_rank, 2)
     logits = skewed(20, 4)
     whole = route(logits, 1)
     assert first["load"].tolist() == second["load"].tolist() == whole.load.tolist()
@@ -464,7 +458,7 @@ def test_two_processes_add_their_loads_up(tmp_path, monkeypatch):
 
 def test_one_process_has_its_own_load():
     load = torch.tensor([3, 0, 1])
-    assert losses.sum_over_ranks(load) is load
+    assert sum_over_ranks(load) is load
 
 
 # --- refusals

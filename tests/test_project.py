@@ -17,7 +17,7 @@ PACKAGE = ROOT / "moe_lab"
 
 # A module may import from the rows above its own, and from its own row where that is its own package.
 LAYERS = [
-    {"checks", "activations", "doctor", "checkpoint", "figures", "wide", "kernels"},
+    {"checks", "activations", "doctor", "checkpoint", "figures", "wide", "kernels", "ranks", "sharded"},
     {"types", "config", "corpus", "models", "tracing", "cache", "machine_code"},
     {"accounting", "schedule"},
     {"operators"},
@@ -26,6 +26,7 @@ LAYERS = [
     {"layers"},
     {"lm", "profiling"},
     {"train", "roofline"},
+    {"parallel"},
     {"bench", "plots", "exercises"},
     {"experiments"},
     {"lesson", "widgets", "notebooks"},

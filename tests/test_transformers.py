@@ -6,12 +6,14 @@ The published block is the independent witness: nothing of it is ours, and its e
 import pytest
 import torch
 from transformers import (
+    DeepseekV2Config,
     DeepseekV3Config,
     MixtralConfig,
     OlmoeConfig,
     Qwen3MoeConfig,
     SwitchTransformersConfig,
 )
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
@@ -50,6 +52,22 @@ def olmoe():
         hidden_size=D_MODEL, intermediate_size=D_EXPERT, num_experts=NUM_EXPERTS, num_experts_per_tok=4
     )
     return OlmoeSparseMoeBlock(config), dict(top_k=4)
+
+
+def deepseek_v2():
+    config = DeepseekV2Config(
+        hidden_size=D_MODEL,
+        moe_intermediate_size=D_EXPERT,
+        n_routed_experts=NUM_EXPERTS,
+        num_experts_per_tok=3,
+        n_shared_experts=2,
+        topk_method="group_limited_greedy",
+        n_group=4,
+        topk_group=2,
+        routed_scaling_factor=16.0,
+    )
+    options = dict(num_groups=4, top_groups=2, group_top=1, scale=16.0)
+    return DeepseekV2Moe(config), dict(top_k=3, method="group_limited", num_shared=2, **options)
 
 
 def deepseek_v3():
@@ -120,7 +138,7 @@ def relative_error(got, want):
 
 @pytest.mark.parametrize("backend", ["loop", "grouped", "triton"])
 @pytest.mark.parametrize(
-    "family", [mixtral, qwen3, qwen3_unnormalised, olmoe, deepseek_v3, switch], ids=lambda f: f.__name__
+    "family", [mixtral, qwen3, qwen3_unnormalised, olmoe, deepseek_v2, deepseek_v3, switch], ids=lambda f: f.__name__
 )
 def test_equals_transformers(family, backend):
     block, options = family()

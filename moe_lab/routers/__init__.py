@@ -66,8 +66,8 @@ def route(logits: Float[Tensor, "tokens num_experts"], top_k: int, method: str =
     Half-precision logits are routed in float32. Equal scores go to the lower expert.
 
     So Mixtral and Qwen3 are "top_k" with ``renormalise=True``, OLMoE is "top_k", gpt-oss is "top_k" with
-    ``score="softmax_after_top_k"``, and DeepSeek-V3 is "group_limited" with ``score="sigmoid"``, its
-    bias, ``renormalise=True`` and ``scale=2.5``.
+    ``score="softmax_after_top_k"``, DeepSeek-V2 is "group_limited" with ``group_top=1`` and ``scale=16``, and
+    DeepSeek-V3 is "group_limited" with ``score="sigmoid"``, its bias, ``renormalise=True`` and ``scale=2.5``.
 
     Example:
         >>> import torch

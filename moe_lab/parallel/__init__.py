@@ -1,0 +1,1 @@
+"""Experts over several ranks on torch.distributed: the exchange, its bytes, placement, clusters that are not here."""
