@@ -45,8 +45,9 @@ lab: $(READY) ## open JupyterLab on lesson 00, on this machine only (PORT=8888)
 	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
 	  --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
+test: export PYTHONDONTWRITEBYTECODE = # what is compiled once is compiled once
 test: lint ## ruff, every test, and every notebook compared with its committed outputs
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --durations=25 --nbval \
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations=25 --nbval \
 	  tests moe_lab $(filter-out $(ALONE),$(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb))
 	$(BIN)/python -m pytest --nbval $(ALONE)
 

@@ -2,8 +2,10 @@
 nbval compares."""
 
 import functools
+import gc
 import inspect
 import os
+import sys
 import tempfile
 import typing
 from pathlib import Path
@@ -59,6 +61,42 @@ import moe_lab.kernels  # noqa: E402, F401  (without a GPU, switches Triton's in
 os.environ["MOE_LAB_PROGRESS"] = str(Path(tempfile.mkdtemp(prefix="moe-lab-")) / "progress.json")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network must fail, not wait
 torch.set_num_threads(1)  # the tests' matrices are small: a second thread only waits, and waiting threads spin
+
+
+gc.disable()  # until all is imported: modules make no garbage worth looking for
+
+LONGEST = (
+    "test_machine_code_gate.py",
+    "test_widgets_page.py",
+    "test_lesson_00.py",
+    "test_parameters.py",
+    "test_train.py",
+    "test_operator_triton.py",
+    "test_compile.py",
+    "test_answers.py",
+    "test_widget_logic.py",
+)
+"""Files that take longest, some of them for one test. Begun last, one of them would run while the other cores wait."""
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, then the notebooks, then the others; within a file and a notebook the order stays."""
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path.suffix != ".ipynb"))
+
+
+def pytest_collection_finish():
+    """What was imported stays: from here on only what tests make is looked through."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_configure(config):
+    """Notebooks run in kernels that are forked, with torch loaded: `tests/forked_kernels.py`."""
+    if config.getoption("nbval", False):
+        sys.path.append(str(Path(__file__).parent))
+        from tests.forked_kernels import fork_the_kernels
+
+        fork_the_kernels()
 
 
 def pytest_collectstart(collector):

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as checkpoint
 from torch import Tensor, nn
-from torch.distributed.checkpoint import CheckpointException
 
 
 def save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
@@ -21,6 +19,8 @@ def save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
 
     Raises OSError where a rank cannot write.
     """
+    import torch.distributed.checkpoint as checkpoint  # takes two seconds, and one process alone does without
+
     with _quiet(), _as_error(OSError, f"cannot write into {folder}"):
         writer = checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)
         checkpoint.save(tensors, storage_writer=writer, no_dist=_alone())
@@ -31,6 +31,8 @@ def load_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
 
     Raises ValueError, with the folder, where a name is missing, a shape differs, or a file is damaged.
     """
+    import torch.distributed.checkpoint as checkpoint
+
     with _quiet(), _as_error(ValueError, f"{folder} does not hold this model and its optimiser"):
         reader = checkpoint.HuggingFaceStorageReader(str(folder))
         checkpoint.load(tensors, storage_reader=reader, no_dist=_alone())
@@ -81,6 +83,8 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _as_error(kind: type[Exception], what: str) -> Iterator[None]:
     """Turn a failure on any rank into one line, the same on all ranks."""
+    from torch.distributed.checkpoint import CheckpointException
+
     try:
         yield
     except CheckpointException as error:

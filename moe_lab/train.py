@@ -83,6 +83,7 @@ class Trainer:
     """
 
     group = None  # the ranks that share a batch; none but this process
+    leads = True  # whether this process writes files and speaks, where several train
 
     def __init__(self, model_config: LanguageModelConfig, config: TrainConfig, corpus: Corpus | None = None):
         self.config = config
@@ -201,8 +202,6 @@ class Trainer:
             f"training diverged at step {self.history.steps}: {what}; "
             f"is learning_rate={self.config.learning_rate} too high? The last checkpoint is kept"
         )
-
-    leads = True  # whether this process writes files and speaks, where several train
 
     def agree(self, wish: bool) -> bool:
         """Whether any process that trains here wishes so."""

@@ -124,7 +124,7 @@ def test_arms_see_the_same_batches_in_the_same_order():
     assert len(others) == 4 and all(torch.equal(first, other) for other in others)
 
 
-def test_the_whole_grid_runs_and_its_record_is_read(tiny, tmp_path, capsys):
+def test_the_whole_grid_runs_and_its_record_is_read(tiny, tmp_path, capsys, unchecked_shapes):
     out, path = tmp_path / "runs", tmp_path / "record.json"
     command = ["experiment", "dense_vs_moe", "--quick", "--out", str(out), "--record", str(path), "--workers", "1"]
     assert main([*command, "--part", "race", "architectures"]) == 0

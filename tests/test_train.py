@@ -105,7 +105,7 @@ def test_sigkill_at_any_moment(tmp_path, unchecked_shapes):
     """
     chance, out = random.Random(0), tmp_path / "run"
     config = dataclasses.replace(SHORT, steps=200, checkpoint_every=10, validate_every=100)
-    for _ in range(3):
+    for _ in range(2):
         begun = latest_checkpoint(out)
         with start(out, "--steps", "200", "--checkpoint-every", "10", "--validate-every", "100") as process:
             wait_for(process.stderr, b"loss=")

@@ -63,7 +63,7 @@ def batch_states(count):
 
 
 def test_route_one_batch_routes_and_says_the_same(logic):
-    widgets = list(batch_states(200))
+    widgets = list(batch_states(100))
     names = ("logits", "num_experts", "top_k", "score", "temperature", "renormalise")
     states = [{name: getattr(widget, name) for name in names} for widget in widgets]
     results = logic(
@@ -71,7 +71,7 @@ def test_route_one_batch_routes_and_says_the_same(logic):
         "argument.map((s) => { const r = m.route(s); return [r, m.loadOf(r, s.num_experts), m.summarise(s)]; })",
         states,
     )
-    assert len(results) == 200
+    assert len(results) == 100
     for widget, (routes, load, sentence) in zip(widgets, results, strict=True):
         routing = widget.routing
         assert [route["experts"] for route in routes] == routing.experts.tolist()
@@ -127,7 +127,7 @@ def reading_states(count):
 
 
 def test_text_view_counts_and_says_the_same(logic):
-    views = [*reading_states(200), TextView(lambda text: [], "")]
+    views = [*reading_states(100), TextView(lambda text: [], "")]
     names = ("experts", "num_experts", "pieces", "total_bytes", "layer", "slot", "error")
     states = [{name: getattr(view, name) for name in names} for view in views]
     both = "argument.map((s) => [m.summarise(s), s.experts.map((_, layer) => m.loadOf(s, layer, -1))])"
@@ -273,7 +273,7 @@ def test_collapse_and_rescue_counts_and_says_the_same(logic):
     for widget in rescue_views(small):
         note(widget)
     assert len(states) == 6 * 3 * 4
-    for _ in range(200):
+    for _ in range(100):
         some = rng.sample(names, rng.randint(1, 6))
         samples, layers = rng.randint(1, 3), rng.randint(1, 2)
         record = training_record(rng, rng.choice([2, 3, 16, 17, 64]), samples, layers, some)
@@ -324,11 +324,11 @@ def roof_states(count):
 
 
 def test_expert_roofline_counts_and_says_the_same(logic):
-    widgets = list(roof_states(100))
+    widgets = list(roof_states(80))
     states = [{name: getattr(widget, name) for name in ROOF_TRAITS} for widget in widgets]
     both = "argument.map((s) => { const found = m.examine(s); return [found, m.summarise(s, found)]; })"
     results = logic("expert_roofline", both, states)
-    assert len(results) == 100
+    assert len(results) == 80
     for widget, (found, sentence) in zip(widgets, results, strict=True):
         for mark, shape in ((found["experts"], widget.shape), (found["dense"], widget.shape.dense)):
             intensity, bound, start = widget.bound(shape)
@@ -400,7 +400,7 @@ def account_states(count_of_custom):
 
 def test_accountant_counts_and_says_the_same(logic):
     states, wanted = [], []
-    for widget in account_states(50):
+    for widget in account_states(25):
         states.append({name: getattr(widget, name) for name in ACCOUNT_TRAITS if name != "models"})
         wanted.append((widget.tally(), widget.summary()))
     both = """argument[1].map((s) => {
@@ -408,7 +408,7 @@ def test_accountant_counts_and_says_the_same(logic):
         return [m.tally(m.modelOf(state), state), m.summarise(state)];
     })"""
     results = logic("accountant", both, [Accountant().models, states])
-    assert len(results) == 86
+    assert len(results) == 61
     for (tally, sentence), (found, ours) in zip(wanted, results, strict=True):
         assert found == tally
         assert list(found["params"]) == list(tally["params"]), "in the same order"
@@ -530,11 +530,11 @@ def traced_states(count):
 
 
 def test_memory_tracer_counts_and_says_the_same(logic):
-    widgets = list(traced_states(220))
+    widgets = list(traced_states(110))
     states = [{name: getattr(widget, name) for name in TRACER_TRAITS} for widget in widgets]
     both = "argument.map((s) => { const found = m.tally(s); return [found, m.summarise(s, found)]; })"
     results = logic("memory_tracer", both, states)
-    assert len(results) >= 200
+    assert len(results) >= 100
     for widget, (found, sentence) in zip(widgets, results, strict=True):
         assert found == widget.tally()
         assert sentence == widget.summary()
@@ -620,14 +620,14 @@ def map_states(count):
 
 
 def test_tile_map_schedules_counts_and_says_the_same(logic):
-    widgets = list(map_states(200))
+    widgets = list(map_states(100))
     states = [{name: getattr(widget, name) for name in MAP_TRAITS} for widget in widgets]
     drawn = [number for number, widget in enumerate(widgets) if widget.tiles <= tiling.MOST_TILES]
     results = logic("tile_map", "argument.map((s) => [m.countTiles(s), m.summarise(s)])", states)
     assert results == [[widget.tiles, widget.summary()] for widget in widgets]
     both = "argument.map((s) => { const found = m.schedule(s); return [found, m.tally(s, found)]; })"
     results = logic("tile_map", both, [states[number] for number in drawn])
-    assert len(drawn) == 196
+    assert len(drawn) == 98
     kinds, faults = set(), set()
     for widget, (found, tally) in zip([widgets[number] for number in drawn], results, strict=True):
         assert tally == widget.tally()
