@@ -18,19 +18,19 @@ def run_layer(layer, x, upstream):
     return {"y": y.detach(), "x": x.grad, **{name: p.grad for name, p in layer.named_parameters()}}
 
 
-def on_this_rank(names):
+def on_this_rank(names, device="cpu"):
     """Each case's results on this rank, gradients of spread experts put together again."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    mesh, results = init_device_mesh("cpu", (ranks,)), {}
+    mesh, results = init_device_mesh(device, (ranks,)), {}
     for name in names:
-        layer, x, upstream = make_case(name)
+        layer, x, upstream = (part.to(device) for part in make_case(name))
         if rank:
             torch.nn.init.zeros_(layer.router)  # rank 0's weights are those that count
         layer = parallelize_module(layer, mesh, ExpertParallel(loss="sum"))
         here = share_of(rank, ranks, CASES[name][1])
         mine = x.detach()[here].requires_grad_()
         got = run_layer(layer, mine, upstream[here])
-        results[name] = {key: v.full_tensor() if hasattr(v, "full_tensor") else v for key, v in got.items()}
+        results[name] = {key: (v.full_tensor() if hasattr(v, "full_tensor") else v).cpu() for key, v in got.items()}
     return results
 
 
@@ -49,6 +49,14 @@ def test_outputs_and_gradients_are_those_of_one_process(ranks, agree):
             else:  # what every rank holds whole: data parallelism would add these up
                 here = sum(result[key] for result in got)
             agree(f"{name}: {key}", here, value, 1e-5)
+
+
+@pytest.mark.gpu
+def test_one_rank_on_a_gpu_gives_what_a_cpu_does(gpu, agree):
+    (results,) = run_ranks(on_this_rank, 1, list(CASES), "cuda")
+    for name, got in results.items():
+        for key, value in run_layer(*make_case(name)).items():
+            agree(f"{name}: {key}", got[key], value, 1e-4)
 
 
 def replicated_on_this_rank(wrap):
