@@ -4,6 +4,7 @@ from moe_lab.bench.align import align
 from moe_lab.bench.ceilings import ceilings
 from moe_lab.bench.cpu import cpu
 from moe_lab.bench.decode import decode
+from moe_lab.bench.exchange import exchange
 from moe_lab.bench.layer import layer
 from moe_lab.bench.order import order
 from moe_lab.bench.record import Case, run
@@ -16,6 +17,7 @@ SUITES = {
     "ceilings": ceilings,
     "cpu": cpu,
     "routers": routers,
+    "exchange": exchange,
     "layer": layer,
     "decode": decode,
     "align": align,

@@ -33,6 +33,7 @@ class ExpertParallel(ParallelStyle):
     are exact on each rank, and therefore in sum.
 
     Example (one rank; `moe_lab.parallel.launch.run_ranks` starts more):
+        >>> import torch
         >>> store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         >>> torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
         >>> from torch.distributed.device_mesh import init_device_mesh
