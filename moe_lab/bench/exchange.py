@@ -38,7 +38,7 @@ def exchange(quick: bool = False) -> list[Case]:
     else:
         fitted = [make(ranks, count) for ranks in FITTED_RANKS for count in FITTED_BYTES for make in FITTED]
         held_out = [make(ranks, count) for ranks in HELD_OUT_RANKS for count in HELD_OUT_BYTES for make in HELD_OUT]
-    return [Case("all", lambda _: compare_exchanges(fitted, held_out, repeats=3 if quick else 31))]
+    return [Case("all", lambda _: compare_exchanges(fitted, held_out, repeats=3 if quick else 101))]
 
 
 def compare_exchanges(fitted: list[Pattern], held_out: list[Pattern], repeats: int) -> list[Measured]:
