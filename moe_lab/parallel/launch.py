@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from moe_lab.checks import check_number, check_whole
-from moe_lab.parallel.group import joined
+from moe_lab.parallel.group import SILENCE_S, joined
 
 MOST_RANKS = 64  # processes on one machine
 
@@ -37,7 +37,7 @@ def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, timeout
     check_number("timeout_s", timeout_s, above=0)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")  # imports torch once, and then forks in no time
-    context.set_forkserver_preload(["moe_lab.parallel.launch"])
+    context.set_forkserver_preload(["moe_lab.parallel.launch", "torch.distributed.tensor.parallel"])
     ends = [context.Pipe(duplex=False) for _ in range(ranks)]
     processes = [
         context.Process(
@@ -86,7 +86,7 @@ def _be_rank(rank: int, ranks: int, port: int, timeout_s: float | int, sender: C
 
 
 def _listen(receivers: list[Connection], processes: list, timeout_s: float | int) -> list[tuple[str, Any]]:
-    """What each rank has to say, or how it ended; once one has failed, the others have ``timeout_s`` to notice."""
+    """What each rank has to say, or how it ended; once one has failed, the others have time to notice and to name it."""
     said: list[tuple[str, Any]] = [("silence", None)] * len(receivers)
     open_ends, deadline = dict(zip(receivers, range(len(receivers)), strict=True)), None
     while open_ends:
@@ -102,7 +102,7 @@ def _listen(receivers: list[Connection], processes: list, timeout_s: float | int
                 processes[rank].join()
                 said[rank] = "death", processes[rank].exitcode
             if said[rank][0] != "result" and deadline is None:
-                deadline = time.monotonic() + timeout_s
+                deadline = time.monotonic() + timeout_s + 2 * SILENCE_S
     return said
 
 

@@ -1,6 +1,7 @@
 """Widgets: one Python class and one plain ES module each, complete in the browser without a kernel."""
 
 from moe_lab.widgets.accountant import Accountant
+from moe_lab.widgets.all_to_all_board import AllToAllBoard
 from moe_lab.widgets.capacity_bins import CapacityBins
 from moe_lab.widgets.collapse_and_rescue import CollapseAndRescue
 from moe_lab.widgets.expert_roofline import ExpertRoofline
@@ -13,6 +14,7 @@ from moe_lab.widgets.trace_player import TracePlayer
 
 __all__ = [
     "Accountant",
+    "AllToAllBoard",
     "CapacityBins",
     "CollapseAndRescue",
     "ExpertRoofline",

@@ -1,4 +1,4 @@
-"""What holds for the exercises of lessons 02 to 10: right answers pass, and every wrong one is refused with a reason.
+"""What holds for the exercises of lessons 02 to 11: right answers pass, and every wrong one is refused with a reason.
 
 The answers are in ``answers_NN.py``: RIGHT, in ALSO_RIGHT the same written differently, WRONG with a name for each
 slip, ARGUMENTS of those that are functions, and HINT_NAMES, the modules that the last hint may use.
@@ -17,11 +17,34 @@ from moe_lab.exercises import (
     lesson_08,
     lesson_09,
     lesson_10,
+    lesson_11,
 )
 
-from . import answers_02, answers_03, answers_04, answers_05, answers_06, answers_07, answers_08, answers_09, answers_10
+from . import (
+    answers_02,
+    answers_03,
+    answers_04,
+    answers_05,
+    answers_06,
+    answers_07,
+    answers_08,
+    answers_09,
+    answers_10,
+    answers_11,
+)
 
-LESSONS = (answers_02, answers_03, answers_04, answers_05, answers_06, answers_07, answers_08, answers_09, answers_10)
+LESSONS = (
+    answers_02,
+    answers_03,
+    answers_04,
+    answers_05,
+    answers_06,
+    answers_07,
+    answers_08,
+    answers_09,
+    answers_10,
+    answers_11,
+)
 EXERCISES = {
     key: exercise
     for lesson in (
@@ -34,6 +57,7 @@ EXERCISES = {
         lesson_08,
         lesson_09,
         lesson_10,
+        lesson_11,
     )
     for key, exercise in lesson.EXERCISES.items()
 }
