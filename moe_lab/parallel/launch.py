@@ -86,7 +86,7 @@ def _be_rank(rank: int, ranks: int, port: int, timeout_s: float | int, sender: C
 
 
 def _listen(receivers: list[Connection], processes: list, timeout_s: float | int) -> list[tuple[str, Any]]:
-    """What each rank has to say, or how it ended; once one has failed, the others have time to notice and to name it."""
+    """What each rank has to say, or how it ended; once one has failed, the others have time to notice and name it."""
     said: list[tuple[str, Any]] = [("silence", None)] * len(receivers)
     open_ends, deadline = dict(zip(receivers, range(len(receivers)), strict=True)), None
     while open_ends:
