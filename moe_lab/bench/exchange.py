@@ -13,6 +13,7 @@ from moe_lab.parallel.clusters import Cluster
 from moe_lab.parallel.measure import (
     FITTED,
     HELD_OUT,
+    UNDISTURBED,
     Held,
     MeasuredExchange,
     Pattern,
@@ -44,7 +45,7 @@ def exchange(quick: bool = False) -> list[Case]:
 def compare_exchanges(fitted: list[Pattern], held_out: list[Pattern], repeats: int) -> list[Measured]:
     """Measure all patterns in the same rounds, fit to some, and write down the prediction beside each.
 
-    A row's ``call`` is the pattern itself: bytes from each rank to each rank, as JSON. Its error is the number of
+    A prediction is of the 20th percentile (`UNDISTURBED`). A row's ``call`` is the pattern itself: bytes from each rank to each rank, as JSON. Its error is the number of
     bytes that arrived wrong.
     """
     measured = measure_exchanges([*fitted, *held_out], repeats)
@@ -94,8 +95,8 @@ class RecordedExchange:
         return sum(abs(one.error) <= share for one in self.held_out), len(self.held_out)
 
 
-def recorded_exchange(folder: Path = RECORDS) -> RecordedExchange | None:
-    """Read the newest record of the suite, and fit the cluster to it again; None if there is none.
+def recorded_exchange(folder: Path = RECORDS, percentile: int = UNDISTURBED) -> RecordedExchange | None:
+    """Read the newest record of the suite, and fit the cluster to a percentile of it again; None if there is none.
 
     Example:
         >>> recorded_exchange(Path("no such folder")) is None
@@ -104,10 +105,10 @@ def recorded_exchange(folder: Path = RECORDS) -> RecordedExchange | None:
     Raises ValueError for a record whose rows are no exchanges.
     """
     record = newest_record("exchange", folder=folder)
-    return None if record is None else read_exchange(record)
+    return None if record is None else read_exchange(record, percentile)
 
 
-def read_exchange(record: Record) -> RecordedExchange:
+def read_exchange(record: Record, percentile: int = UNDISTURBED) -> RecordedExchange:
     """What a record of the suite says.
 
     Raises ValueError for rows that are no exchanges.
@@ -118,8 +119,8 @@ def read_exchange(record: Record) -> RecordedExchange:
         raise ValueError(
             f"the record must be of the suite exchange, it has a row that is no exchange ({error})"
         ) from error
-    cluster = calibrate(rows[0], record.about["device"])
-    return RecordedExchange(record, cluster, hold_against(rows[0], cluster), hold_against(rows[1], cluster))
+    cluster = calibrate(rows[0], record.about["device"], percentile)
+    return RecordedExchange(record, cluster, *(hold_against(rows[kind], cluster, percentile) for kind in (0, 1)))
 
 
 def _as_exchange(row: Measured) -> MeasuredExchange:

@@ -73,8 +73,9 @@ def joined(timeout_s: float | int = 60) -> Iterator[None]:
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:  # one machine: its name need not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if os.uname().sysname == "Darwin" else "lo")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    heartbeat = Heartbeat(_own_store(timeout_s), rank, ranks, threading.Event())
+    waits = timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, store=_store("group", timeout_s), rank=rank, world_size=ranks, timeout=waits)
+    heartbeat = Heartbeat(_store("heartbeat", timeout_s), rank, ranks, threading.Event())
     threading.Thread(target=heartbeat.run, daemon=True).start()
     try:
         yield
@@ -87,11 +88,18 @@ def joined(timeout_s: float | int = 60) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _own_store(timeout_s: float | int) -> dist.Store:
-    """A connection of the heartbeat's own: the one of the group may wait for something."""
+def _store(purpose: str, timeout_s: float | int) -> dist.Store:
+    """A connection of its own to the store of the run, with names of its own for each purpose and each restart.
+
+    torchrun keeps its store when it starts the ranks again, and PyTorch's own rendezvous would find in it the addresses
+    of ranks that are dead.
+    """
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout_s))
-    return dist.PrefixStore(f"heartbeat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    hosts = not hosted and purpose == "group" and os.environ["RANK"] == "0"
+    waits = timedelta(seconds=timeout_s)
+    store = dist.TCPStore(address, port, is_master=hosts, timeout=waits, wait_for_workers=False)
+    return dist.PrefixStore(f"{purpose}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def _name_the_lost(heartbeat: Heartbeat, error: RuntimeError) -> Exception:

@@ -20,6 +20,11 @@ from moe_lab.parallel.messages import time_on_this_rank
 from moe_lab.parallel.simulator import exchange_time
 from moe_lab.profiling import Timing
 
+UNDISTURBED = 20
+"""The percentile of the times that is fitted and predicted: calls in which every rank had a core when it needed one.
+
+With more ranks than cores a median jumps between those calls and the ones in which a rank had to wait to be woken up.
+"""
 FASTEST_GIGABYTES_PER_S = 1000.0
 """What a rate is taken for that no pattern shows: a thousand GB/s, so that its bytes cost next to nothing."""
 ROUTED_EXPERTS_A_RANK, ROUTED_TOP_K, ROUTED_ROW_BYTES = 4, 2, 512
@@ -76,6 +81,12 @@ class MeasuredExchange:
     pattern: Pattern
     timing: Timing
     wrong_bytes: int
+
+    def ms(self, percentile: int = UNDISTURBED) -> float:
+        """A percentile of its times: 20, 50 or 80."""
+        if percentile not in (20, 50, 80):
+            raise ValueError(f"percentile must be 20, 50 or 80, got {percentile}")
+        return getattr(self.timing, f"p{percentile}_ms")
 
 
 @dataclass(frozen=True)
@@ -181,7 +192,9 @@ def measure_exchanges(patterns: Sequence[Pattern], repeats: int = 15) -> list[Me
     return [found[place] for place in range(len(patterns))]
 
 
-def calibrate(measured: Sequence[MeasuredExchange], name: str = "this machine") -> Cluster:
+def calibrate(
+    measured: Sequence[MeasuredExchange], name: str = "this machine", percentile: int = UNDISTURBED
+) -> Cluster:
     """Fit the four numbers of a `Bus` to measured exchanges: the least sum of squared relative errors, none below 0.
 
     Times are linear in the four, so the fit is exact: non-negative least squares, each row divided by its time. Without
@@ -191,7 +204,7 @@ def calibrate(measured: Sequence[MeasuredExchange], name: str = "this machine") 
     """
     if len(measured) < 4:
         raise ValueError(f"measured must hold at least four exchanges for four numbers, got {len(measured)}")
-    times = np.array([one.timing.p50_ms for one in measured])
+    times = np.array([one.ms(percentile) for one in measured])
     causes = [(1, p.ranks * (p.ranks - 1), p.carried_bytes, p.kept_bytes) for p in (one.pattern for one in measured)]
     scale = np.array([1e3, 1e3, 1e6, 1e6])  # microseconds, and bytes of a GB/s, in a millisecond
     shares, _ = nnls(np.array(causes) / scale / times[:, None], np.ones(len(times)))
@@ -202,6 +215,7 @@ def calibrate(measured: Sequence[MeasuredExchange], name: str = "this machine") 
     return Cluster(name, MOST_RANKS, MOST_RANKS, None, None, None, source, Bus(start_us, message_us, *rates))
 
 
-def hold_against(measured: Sequence[MeasuredExchange], cluster: Cluster) -> list[Held]:
-    """Every measured exchange beside what a cluster predicts for it."""
-    return [Held(one.pattern, one.timing.p50_ms, exchange_time(one.pattern.bytes_sent, cluster).ms) for one in measured]
+def hold_against(measured: Sequence[MeasuredExchange], cluster: Cluster, percentile: int = UNDISTURBED) -> list[Held]:
+    """Every measured exchange, at a percentile of its times, beside what a cluster predicts for it."""
+    predicted = [exchange_time(one.pattern.bytes_sent, cluster).ms for one in measured]
+    return [Held(one.pattern, one.ms(percentile), ms) for one, ms in zip(measured, predicted, strict=True)]

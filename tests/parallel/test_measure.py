@@ -30,11 +30,16 @@ SEEN = [make(ranks, size) for make in FITTED for ranks in (2, 4) for size in (2*
 UNSEEN = [make(ranks, size) for make in HELD_OUT for ranks in (2, 3, 8) for size in (2**12, 2**22)]
 
 
+def took(pattern, ms):
+    """An exchange whose undisturbed time is ``ms``; a median is of other calls."""
+    return MeasuredExchange(pattern, Timing(ms, 1.5 * ms, 3 * ms, 1), 0)
+
+
 def pretend(patterns, cluster=MADE_UP, noise=0.0):
     generator = torch.Generator().manual_seed(0)
     times = [exchange_time(pattern.bytes_sent, cluster).ms for pattern in patterns]
     times = [ms * (1 + noise * float(torch.randn((), generator=generator))) for ms in times]
-    return [MeasuredExchange(p, Timing(ms, ms, ms, 1), 0) for p, ms in zip(patterns, times, strict=True)]
+    return [took(p, ms) for p, ms in zip(patterns, times, strict=True)]
 
 
 def test_the_fit_gives_made_up_numbers_back():
@@ -56,14 +61,13 @@ def test_small_and_large_messages_count_alike():
     """Squared errors in milliseconds would be those of the largest message alone."""
     measured = pretend(SEEN)
     late = max(range(len(SEEN)), key=lambda place: SEEN[place].carried_bytes)
-    ms = 1.2 * measured[late].timing.p50_ms
-    measured[late] = MeasuredExchange(SEEN[late], Timing(ms, ms, ms, 1), 0)
+    measured[late] = took(SEEN[late], 1.2 * measured[late].ms())
     assert calibrate(measured).bus.start_us == pytest.approx(BUS.start_us, rel=0.3)
 
 
 def test_no_number_of_the_fit_is_below_0():
     times = [0.1 if pattern.ranks == 4 else 0.2 for pattern in SEEN]  # more messages in less time
-    made = [MeasuredExchange(p, Timing(ms, ms, ms, 1), 0) for p, ms in zip(SEEN, times, strict=True)]
+    made = [took(p, ms) for p, ms in zip(SEEN, times, strict=True)]
     assert calibrate(made).bus.message_us == 0
 
 
@@ -107,6 +111,7 @@ def test_a_message_tells_sender_receiver_and_order():
         (lambda: calibrate(pretend(SEEN[:3])), "measured must hold at least four exchanges"),
         (lambda: Pattern("toy", ((1, 2), (3,))), r"rows must be \(ranks, ranks\), got \[2, 1\]"),
         (lambda: Pattern("toy", ((1, -2), (3, 4))), "rows must be at least 0, got -2"),
+        (lambda: took(uniform(2, 8), 1.0).ms(90), "percentile must be 20, 50 or 80, got 90"),
         (lambda: Pattern("toy", ()), "ranks must be in 1..64, got 0"),
     ],
 )
@@ -122,7 +127,10 @@ def test_a_record_is_read_as_it_was_measured(monkeypatch, tmp_path):
     read = read_exchange(Record({"device": "toy"}, rows))
     assert [one.pattern for one in read.fitted] == SEEN and [one.pattern for one in read.held_out] == UNSEEN
     for one, row in zip([*read.fitted, *read.held_out], rows, strict=True):
-        assert one.measured_ms == row.ms_p50 and one.predicted_ms == pytest.approx(row.shape["predicted_ms"], abs=1e-6)
+        assert one.measured_ms == row.ms_p20 and one.predicted_ms == pytest.approx(row.shape["predicted_ms"], abs=1e-6)
+    medians = read_exchange(Record({"device": "toy"}, rows), percentile=50)
+    assert [one.measured_ms for one in medians.fitted] == [row.ms_p50 for row in rows[: len(SEEN)]]
+    assert medians.cluster.bus.message_us == pytest.approx(1.5 * read.cluster.bus.message_us)
     inside, count = read.within(0.25)
     assert 0 < inside <= count == len(UNSEEN) and read.within(0.0)[0] == 0
     assert recorded_exchange(tmp_path) is None
