@@ -45,8 +45,8 @@ def exchange(quick: bool = False) -> list[Case]:
 def compare_exchanges(fitted: list[Pattern], held_out: list[Pattern], repeats: int) -> list[Measured]:
     """Measure all patterns in the same rounds, fit to some, and write down the prediction beside each.
 
-    A prediction is of the 20th percentile (`UNDISTURBED`). A row's ``call`` is the pattern itself: bytes from each rank to each rank, as JSON. Its error is the number of
-    bytes that arrived wrong.
+    A prediction is of the 20th percentile (`UNDISTURBED`). A row's ``call`` is the pattern itself: bytes from each rank
+    to each rank, as JSON. Its error is the number of bytes that arrived wrong.
     """
     measured = measure_exchanges([*fitted, *held_out], repeats)
     cluster = calibrate(measured[: len(fitted)])
