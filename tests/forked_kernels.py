@@ -10,6 +10,7 @@ import os
 import runpy
 import subprocess
 import sys
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,8 +19,12 @@ from unittest import mock
 import nbval.kernel
 from jupyter_client.provisioning import local_provisioner
 
+from moe_lab.parallel import PRELOADED
+
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["moe_lab", "torch", "matplotlib.pyplot", "ipykernel.kernelapp", "moe_lab.widgets"])
+SERVER.set_forkserver_preload(
+    ["moe_lab", "torch", "matplotlib.pyplot", "ipykernel.kernelapp", "moe_lab.widgets", *PRELOADED]
+)
 
 
 def fork_the_kernels() -> None:
@@ -31,6 +36,7 @@ def fork_the_kernels() -> None:
             return start(**options)
 
     nbval.kernel.start_new_kernel = start_new_kernel
+    forkserver.ensure_running()  # the one that tests with ranks use too
 
 
 class Forked:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from moe_lab.checks import check_number, check_whole
+from moe_lab.parallel import PRELOADED
 from moe_lab.parallel.group import SILENCE_S, joined
 
 MOST_RANKS = 64  # processes on one machine
@@ -37,7 +38,7 @@ def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, timeout
     check_number("timeout_s", timeout_s, above=0)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")  # imports torch once, and then forks in no time
-    context.set_forkserver_preload(["moe_lab.parallel.launch", "torch.distributed.tensor.parallel"])
+    context.set_forkserver_preload(PRELOADED)  # without effect where a server runs already
     ends = [context.Pipe(duplex=False) for _ in range(ranks)]
     processes = [
         context.Process(

@@ -42,7 +42,7 @@ def test_a_rank_that_is_killed_is_named_by_all_others():
 
 def test_a_rank_that_stops_is_named_once_the_time_is_out():
     with pytest.raises(RuntimeError) as error:
-        run_ranks(sum_in_a_loop, 2, 1, signal.SIGSTOP, timeout_s=3)
+        run_ranks(sum_in_a_loop, 2, 1, signal.SIGSTOP, timeout_s=1)
     said = str(error.value)
     assert "RankLost: rank 1 of 2 stopped answering, seen from rank 0: " in said
     assert "rank 1 did not answer in time and was ended" in said

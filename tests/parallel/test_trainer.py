@@ -16,8 +16,8 @@ from moe_lab.parallel.launch import run_ranks
 from moe_lab.parallel.trainer import ParallelTrainer, check_ranks, train_on_ranks
 from moe_lab.train import Trainer, alone_in, export, train
 
-SMALL = LanguageModelConfig(d_model=16, num_layers=2, num_heads=2, context=16, d_expert=8, num_experts=4, num_shared=1)
-FAST = TrainConfig(steps=50, batch=8, warmup=5, validate_every=25, checkpoint_every=25, aux_loss="switch_aux")
+SMALL = LanguageModelConfig(d_model=16, num_layers=1, num_heads=2, context=16, d_expert=8, num_experts=4, num_shared=1)
+FAST = TrainConfig(steps=50, batch=8, warmup=5, validate_every=50, checkpoint_every=25, aux_loss="switch_aux")
 DRAW = torch.Generator().manual_seed(3)
 LETTERS = (torch.randint(97, 123, (size,), generator=DRAW, dtype=torch.uint8) for size in (4000, 500))
 TEXT = Corpus(*LETTERS, files=1, source="letters", fingerprint="letters")
@@ -75,7 +75,7 @@ def test_a_checkpoint_goes_on_at_another_world_size(first, then, tmp_path):
         ({}, 2, 4, "expert_parallel=4 must divide the 2 ranks that were started"),
         ({}, 3, 3, "batch=8 must be divisible by the 3 ranks that share it"),
         ({}, 8, 8, "num_experts=4 must be divisible by expert_parallel=8"),
-        ({"pyramid": [4, 6]}, 4, 4, "num_experts=6 must be divisible by expert_parallel=4"),
+        ({"pyramid": [6]}, 4, 4, "num_experts=6 must be divisible by expert_parallel=4"),
     ],
 )
 def test_ranks_that_do_not_divide_are_refused_before_anybody_speaks(changes, ranks, expert_ranks, message):
