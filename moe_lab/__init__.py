@@ -46,6 +46,8 @@ _HOME = {
     "LanguageModelConfig": "config",
     "LanguageModel": "lm",
     "load_model": "lm",
+    # models of Transformers
+    "hf": "hf",
     # lessons
     "start": "lesson",
     "check": "lesson",

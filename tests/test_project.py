@@ -24,7 +24,7 @@ LAYERS = [
     {"routers", "balance", "experts"},
     {"inputs", "balancers", "losses", "certificate", "dispatch"},
     {"layers"},
-    {"lm", "profiling"},
+    {"lm", "profiling", "hf"},
     {"train", "roofline"},
     {"parallel"},
     {"bench", "plots", "exercises"},

@@ -339,6 +339,20 @@ def _grouped_mlp_backward_flops(
     return mlp_backward_flops(int(load.sum()) if has_values(load) else order.numel(), w_gate_up, w_down, wanted)
 
 
+@register_flops("moe_lab::grouped_linear")
+def _grouped_linear_flops(rows: Tensor, weight: Tensor, load: Tensor) -> int:
+    count = int(load.sum()) if has_values(load) else len(rows)
+    return linear_flops(count, weight.shape[2], weight.shape[1]).forward
+
+
+@register_flops("moe_lab::grouped_linear_backward")
+def _grouped_linear_backward_flops(
+    gradient: Tensor, rows: Tensor, weight: Tensor, load: Tensor, wanted: list[bool]
+) -> int:
+    count, (need_rows, need_weight) = int(load.sum()) if has_values(load) else len(rows), wanted
+    return linear_flops(count, weight.shape[2], weight.shape[1], input_grad=need_rows, weight_grad=need_weight).backward
+
+
 @register_flops(
     "aten._scaled_dot_product_flash_attention_for_cpu",
     "aten._scaled_dot_product_flash_attention",
