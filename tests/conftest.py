@@ -1,6 +1,5 @@
 """What the tests share. Warnings are errors, and every shape in a signature is checked while they run."""
 
-import importlib.util
 import sys
 
 import jaxtyping
@@ -16,19 +15,6 @@ for finder in sys.meta_path:
         finder.should_instrument = lambda name, instrument=finder.should_instrument: (
             not name.startswith("moe_lab.kernels.") and instrument(name)
         )
-
-
-if importlib.util.find_spec("triton"):
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    def patch_language(function, patch=interpreter._patch_lang):
-        """Triton's own, once a launch: its interpreter does it again whenever a kernel calls a function."""
-        seen = [module for module in function.__globals__.values() if module is tl or module is tl.core]
-        again = seen and not any(tl.core.is_builtin(module.load) for module in seen)
-        return interpreter._LangPatchScope() if again else patch(function)
-
-    interpreter._patch_lang = patch_language
 
 
 @pytest.fixture
