@@ -6,6 +6,16 @@ from jaxtyping import Int64
 from torch import Tensor
 
 
+def alone() -> bool:
+    """Whether this process is the only rank: ``torch.distributed`` is not there, or nobody has joined.
+
+    Example:
+        >>> alone()
+        True
+    """
+    return not (dist.is_available() and dist.is_initialized())
+
+
 def sum_over_ranks(
     load: Int64[Tensor, " num_experts"], group: dist.ProcessGroup | None = None
 ) -> Int64[Tensor, " num_experts"]:
@@ -20,7 +30,7 @@ def sum_over_ranks(
 
     Source: Qiu et al. 2025 (arXiv:2501.11873), abstract.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    if alone():
         return load
     total = load.clone()
     dist.all_reduce(total, group=group)
@@ -38,7 +48,7 @@ def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         torch.Size([2, 1])
     """
     rows = rows.detach()
-    if not (dist.is_available() and dist.is_initialized()):
+    if alone():
         return rows
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, rows.contiguous(), group=group)

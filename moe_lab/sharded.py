@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from moe_lab.ranks import alone
 
 
 def save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
@@ -23,7 +24,7 @@ def save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
 
     with _quiet(), _as_error(OSError, f"cannot write into {folder}"):
         writer = checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        checkpoint.save(tensors, storage_writer=writer, no_dist=_alone())
+        checkpoint.save(tensors, storage_writer=writer, no_dist=alone())
 
 
 def load_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
@@ -35,7 +36,7 @@ def load_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
 
     with _quiet(), _as_error(ValueError, f"{folder} does not hold this model and its optimiser"):
         reader = checkpoint.HuggingFaceStorageReader(str(folder))
-        checkpoint.load(tensors, storage_reader=reader, no_dist=_alone())
+        checkpoint.load(tensors, storage_reader=reader, no_dist=alone())
 
 
 def is_sharded(folder: Path) -> bool:
@@ -66,10 +67,6 @@ def load_training(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Pa
     tensors = {**own, **optimizer_tensors(model, optimizer)}
     load_sharded(tensors, folder)
     model.load_state_dict({name: tensors[name] for name in own})
-
-
-def _alone() -> bool:
-    return not (dist.is_available() and dist.is_initialized())
 
 
 @contextmanager

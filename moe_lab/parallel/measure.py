@@ -18,7 +18,7 @@ from moe_lab.parallel.exchange import wanted
 from moe_lab.parallel.launch import MOST_RANKS, run_ranks
 from moe_lab.parallel.messages import time_on_this_rank
 from moe_lab.parallel.simulator import exchange_time
-from moe_lab.profiling import Timing
+from moe_lab.profiling.timing import Timing, summarise
 
 UNDISTURBED = 20
 """The percentile of the times that is fitted and predicted: calls in which every rank had a core when it needed one.
@@ -186,7 +186,7 @@ def measure_exchanges(patterns: Sequence[Pattern], repeats: int = 15) -> list[Me
         by_rank = run_ranks(time_on_this_rank, ranks, [patterns[place].rows for place in chosen], repeats)
         for number, place in enumerate(chosen):
             slowest = np.max([calls[number] for calls, _ in by_rank], axis=0)
-            timing = Timing(*np.quantile(slowest, (0.2, 0.5, 0.8)).tolist(), repeats)
+            timing = summarise(slowest.tolist())
             wrong_bytes = sum(wrong[number] for _, wrong in by_rank)
             found[place] = MeasuredExchange(patterns[place], timing, wrong_bytes)
     return [found[place] for place in range(len(patterns))]

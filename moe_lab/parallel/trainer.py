@@ -82,7 +82,11 @@ class ParallelTrainer(Trainer):
 
     def loads(self) -> list[list[int]]:
         """Loads of the last step over all ranks, layer by expert."""
-        return [sum_over_ranks(layer.routing.load, self.group).tolist() for layer in self.model.layers]
+        here = [layer.routing.load for layer in self.model.layers]
+        if not here:
+            return []
+        whole = sum_over_ranks(torch.cat(here), self.group)  # once a step, and not once a layer
+        return [load.tolist() for load in whole.split([len(load) for load in here])]
 
     def agree(self, wish: bool) -> bool:
         """Whether any rank wishes so."""

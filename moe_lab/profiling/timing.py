@@ -64,7 +64,7 @@ def time_interleaved(
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 samples[name].append(_milliseconds(functions[name]))
-    return {name: _summary(calls) for name, calls in samples.items()}
+    return {name: summarise(calls) for name, calls in samples.items()}
 
 
 def _milliseconds(function: Callable[[], object]) -> float:
@@ -81,7 +81,14 @@ def _wait_for_gpu() -> None:
         torch.cuda.synchronize()
 
 
-def _summary(calls_ms: list[float]) -> Timing:
+def summarise(calls_ms: list[float]) -> Timing:
+    """The percentiles of calls, linear between the nearest ones.
+
+    Example:
+        >>> timing = summarise([1.0, 2.0, 3.0])
+        >>> round(timing.p20_ms, 3), timing.p50_ms, timing.repeats
+        (1.4, 2.0, 3)
+    """
     points = torch.quantile(torch.tensor(calls_ms, dtype=torch.float64), torch.tensor([0.2, 0.5, 0.8]).double())
     return Timing(*points.tolist(), repeats=len(calls_ms))
 

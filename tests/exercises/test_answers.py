@@ -4,62 +4,17 @@ The answers are in ``answers_NN.py``: RIGHT, in ALSO_RIGHT the same written diff
 slip, ARGUMENTS of those that are functions, and HINT_NAMES, the modules that the last hint may use.
 """
 
+from importlib import import_module
+
 import pytest
 import triton
 
-from moe_lab.exercises import (
-    lesson_02,
-    lesson_03,
-    lesson_04,
-    lesson_05,
-    lesson_06,
-    lesson_07,
-    lesson_08,
-    lesson_09,
-    lesson_10,
-    lesson_11,
-)
-
-from . import (
-    answers_02,
-    answers_03,
-    answers_04,
-    answers_05,
-    answers_06,
-    answers_07,
-    answers_08,
-    answers_09,
-    answers_10,
-    answers_11,
-)
-
-LESSONS = (
-    answers_02,
-    answers_03,
-    answers_04,
-    answers_05,
-    answers_06,
-    answers_07,
-    answers_08,
-    answers_09,
-    answers_10,
-    answers_11,
-)
+NUMBERS = [f"{number:02}" for number in range(2, 12)]
+LESSONS = [import_module(f".answers_{number}", __package__) for number in NUMBERS]
 EXERCISES = {
     key: exercise
-    for lesson in (
-        lesson_02,
-        lesson_03,
-        lesson_04,
-        lesson_05,
-        lesson_06,
-        lesson_07,
-        lesson_08,
-        lesson_09,
-        lesson_10,
-        lesson_11,
-    )
-    for key, exercise in lesson.EXERCISES.items()
+    for number in NUMBERS
+    for key, exercise in import_module(f"moe_lab.exercises.lesson_{number}").EXERCISES.items()
 }
 WRONG = {key: answers for lesson in LESSONS for key, answers in lesson.WRONG.items()}
 INTERPRETED = pytest.mark.skipif(
