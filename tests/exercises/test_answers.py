@@ -1,7 +1,7 @@
 """What holds for the exercises of lessons 02 to 11: right answers pass, and every wrong one is refused with a reason.
 
-The answers are in ``answers_NN.py``: RIGHT, in ALSO_RIGHT the same written differently, WRONG with a name for each
-slip, ARGUMENTS of those that are functions, and HINT_NAMES, the modules that the last hint may use.
+The answers are in ``tests/mutants/answers_NN.py``: RIGHT, in ALSO_RIGHT the same written differently, WRONG with a
+name for each slip, ARGUMENTS of those that are functions, and HINT_NAMES, the modules that the last hint may use.
 """
 
 from importlib import import_module
@@ -10,7 +10,7 @@ import pytest
 import triton
 
 NUMBERS = [f"{number:02}" for number in range(2, 12)]
-LESSONS = [import_module(f".answers_{number}", __package__) for number in NUMBERS]
+LESSONS = [import_module(f"..mutants.answers_{number}", __package__) for number in NUMBERS]
 EXERCISES = {
     key: exercise
     for number in NUMBERS

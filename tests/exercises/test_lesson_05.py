@@ -2,7 +2,7 @@
 
 import moe_lab as ml
 
-from .answers_05 import active, conventions, step, utilisation
+from ..mutants.answers_05 import active, conventions, step, utilisation
 
 
 def test_the_examples_in_the_lesson_are_right():

@@ -5,7 +5,7 @@ import pytest
 from moe_lab.exercises.lesson_06 import EXERCISES, LAYERS, REASONS, bytes_moved
 from moe_lab.roofline import DEVICES, LayerShape, attainable, expert_cost
 
-from .answers_06 import PREDICTION
+from ..mutants.answers_06 import PREDICTION
 
 
 def test_no_prediction_is_not_attempted():

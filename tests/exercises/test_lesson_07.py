@@ -15,7 +15,7 @@ from moe_lab.kernels import grouped_gemm, sort_tokens
 from moe_lab.tracing import Launch, Record, Step, trace, traced
 from moe_lab.widgets import MemoryTracer
 
-from .answers_07 import RIGHT, kernel_from
+from ..mutants.answers_07 import RIGHT, kernel_from
 
 pytestmark = pytest.mark.skipif(
     not triton.knobs.runtime.interpret, reason="the interpreter is off: there is a GPU, or TRITON_INTERPRET=0"

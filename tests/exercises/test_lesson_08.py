@@ -18,7 +18,7 @@ from moe_lab.exercises.lesson_08 import (
 )
 from moe_lab.schedule import schedule
 
-from .answers_08 import PREDICTION, grids_up_to, visits_each_tile_once
+from ..mutants.answers_08 import PREDICTION, grids_up_to, visits_each_tile_once
 
 
 def test_no_prediction_is_not_attempted():

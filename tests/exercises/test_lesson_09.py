@@ -18,7 +18,7 @@ from moe_lab.exercises.lesson_09 import (
 from moe_lab.profiling import gaps, time_by_category
 from moe_lab.profiling.pretend import PretendGpu
 
-from .answers_09 import first_over_later, own_times
+from ..mutants.answers_09 import first_over_later, own_times
 
 # ---------------------------------------------------------------- the pretended GPU
 

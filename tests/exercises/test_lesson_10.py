@@ -11,7 +11,7 @@ from moe_lab.accounting.counts import count
 from moe_lab.exercises.lesson_10 import CONSTANT, EXERCISES, HALF_CUT, TINY, layer_flops, make_arm
 from moe_lab.layers import FeedForward, MoE
 
-from .answers_10 import RIGHT, width
+from ..mutants.answers_10 import RIGHT, width
 
 
 @pytest.mark.parametrize(("experts", "top_k", "shared"), [(16, 1, 0), (8, 2, 0), (4, 1, 1)])

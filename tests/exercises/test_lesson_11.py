@@ -9,7 +9,7 @@ from moe_lab.parallel.clusters import Cluster, Link
 from moe_lab.parallel.simulator import StepTime, exchange_time
 from moe_lab.parallel.traffic import count_copies
 
-from .answers_11 import RIGHT
+from ..mutants.answers_11 import RIGHT
 
 
 @pytest.mark.parametrize(("num_experts", "top_k", "ranks"), [(64, 8, 8), (16, 2, 4), (32, 4, 2)])
