@@ -182,7 +182,7 @@ def add_bench(commands) -> None:
         help="time a suite against its rivals and record the run",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    suites = ("ceilings", "cpu", "routers", "exchange", "layer", "decode", "align", "order")
+    suites = ("ceilings", "cpu", "routers", "exchange", "transformers", "layer", "decode", "align", "order")
     parser.add_argument("suite", choices=suites, nargs="?", default="cpu", help="what to time; the last four on a GPU")
     parser.add_argument("--minutes", type=float, default=10.0, help="what does not fit is recorded as not measured")
     parser.add_argument("--out", type=Path, default=Path("data/benchmarks"), help="folder for the record")

@@ -44,3 +44,30 @@ def test_refuses_names_that_are_taken_or_none(name, unchecked_shapes):
 def test_a_second_name_is_welcome(model):
     assert hf.register("moe_lab_again") == hf.register("moe_lab_again") == "moe_lab_again"
     model.set_experts_implementation("moe_lab_again")
+
+
+def test_serving_switches_a_model_inside_of_others(model):
+    wrapped = torch.nn.ModuleDict({"inner": model})
+    assert hf.serve(wrapped) is wrapped
+    assert model.config._experts_implementation == "moe_lab"
+
+
+def test_what_has_no_experts_is_not_served():
+    with pytest.raises(ValueError, match=r"families\(\)\), got Linear$"):
+        hf.serve(torch.nn.Linear(2, 2))
+
+
+def test_experts_that_a_config_does_not_reach_are_not_served(model):
+    experts = model.model.layers[1].mlp.experts
+    experts.config = MixtralConfig(experts_implementation="eager")
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.experts \(MixtralExperts\) stays"):
+        hf.serve(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_weights_that_need_scales_are_refused(model, dtype):
+    experts = model.model.layers[0].mlp.experts
+    del experts.down_proj
+    experts.down_proj = torch.zeros(4, 16, 12).to(dtype)
+    with pytest.raises(ValueError, match=r"MixtralExperts\.down_proj must be one float tensor .*cannot be served"):
+        hf.serve(model)(torch.arange(6)[None])

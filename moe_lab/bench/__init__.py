@@ -10,6 +10,7 @@ from moe_lab.bench.order import order
 from moe_lab.bench.record import Case, run
 from moe_lab.bench.routers import routers
 from moe_lab.bench.rows import Measured, show_table
+from moe_lab.bench.transformers import transformers
 
 __all__ = ["BASELINES", "SUITES", "Case", "Measured", "run", "show_table"]
 
@@ -18,6 +19,7 @@ SUITES = {
     "cpu": cpu,
     "routers": routers,
     "exchange": exchange,
+    "transformers": transformers,
     "layer": layer,
     "decode": decode,
     "align": align,
@@ -28,6 +30,7 @@ SUITES = {
 BASELINES = {
     "cpu": "matrix products alone",
     "routers": "torch.topk",
+    "transformers": "Transformers moe_lab",
     "layer": "dense, equal FLOPs",
     "decode": "dense, equal FLOPs",
     "align": "sort_tokens",

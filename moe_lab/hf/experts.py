@@ -15,6 +15,7 @@ from moe_lab.operators.grouped import sort_rows
 from moe_lab.operators.grouped_linear import grouped_linear
 from moe_lab.types import Routing
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SILU, RELU = type(ACT2FN["silu"]), type(ACT2FN["relu"])
 
 
@@ -27,14 +28,42 @@ def run_experts(
     """What Transformers calls in the place of ``experts.forward``: the same function, and the same gradients.
 
     An index of num_experts or more is a slot whose expert is elsewhere (Transformers' own expert parallelism): empty.
+
+    Raises ValueError for experts that are not as the interface has them.
     """
+    w_up, w_down = weights_of(experts)
     routing = as_routing(top_k_index, top_k_weights, experts.num_experts)
-    w_up = experts.gate_up_proj if experts.has_gate else experts.up_proj
-    w_up, w_down = (weight.mT if experts.is_transposed else weight for weight in (w_up, experts.down_proj))
     activation = plain_activation(experts)
     if activation is not None:
         return expert_mlp(hidden_states, routing, w_up, w_down, activation=activation)
     return _in_its_own_words(experts, hidden_states, routing, w_up, w_down)
+
+
+def weights_of(experts: nn.Module) -> tuple[Tensor, Tensor]:
+    """Both weights of experts behind the interface, (num_experts, out, in) whichever way they are stored.
+
+    Raises ValueError for experts whose weights have other names, are no stacks, or need scales (float8, packed bits).
+    """
+    names = ("gate_up_proj" if experts.has_gate else "up_proj", "down_proj")
+    weights = [getattr(experts, name, None) for name in names]
+    for name, weight in zip(names, weights, strict=True):
+        if not isinstance(weight, Tensor) or weight.dim() != 3 or weight.dtype not in DTYPES:
+            found = f"{weight.dtype} {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
+            raise ValueError(
+                f"{type(experts).__name__}.{name} must be one float tensor (num_experts, out, in) of "
+                f"{', '.join(map(str, DTYPES))}; got {found}. This model's experts cannot be served"
+            )
+    return tuple(weight.mT if experts.is_transposed else weight for weight in weights)
+
+
+def experts_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model that hold experts behind Transformers' interface, by their paths.
+
+    Example:
+        >>> experts_of(nn.Linear(2, 2))
+        {}
+    """
+    return {path: part for path, part in model.named_modules() if hasattr(part, "_is_expert_parallel")}
 
 
 def as_routing(top_k_index: Tensor, top_k_weights: Tensor, num_experts: int) -> Routing:

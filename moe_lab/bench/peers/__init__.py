@@ -12,7 +12,7 @@ from moe_lab.bench.peers.ours import our_backend
 from moe_lab.bench.peers.scattermoe import SCATTERMOE
 from moe_lab.bench.peers.sonicmoe import SONICMOE
 from moe_lab.bench.peers.torch_grouped import TORCH_GROUPED
-from moe_lab.bench.peers.transformers import BATCHED_MM, EAGER, GROUPED_MM
+from moe_lab.bench.peers.transformers import BATCHED_MM, EAGER, GROUPED_MM, OURS
 from moe_lab.bench.peers.triton_kernels import TRITON_KERNELS
 from moe_lab.bench.peers.verification import TOLERANCES, reference_of, verify
 
@@ -26,6 +26,7 @@ PEERS: dict[str, Peer] = {
         our_backend("moe_lab triton (save=min)", backend="triton", save="min"),
         our_backend("moe_lab grouped", backend="grouped"),
         our_backend("moe_lab loop", backend="loop"),
+        OURS,
         TORCH_GROUPED,
         GROUPED_MM,
         BATCHED_MM,

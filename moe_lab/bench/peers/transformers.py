@@ -6,6 +6,9 @@ from moe_lab.bench.peers.interface import Peer, Prepared
 from moe_lab.bench.peers.layouts import arrange
 from moe_lab.inputs import LayerInputs
 
+OUR_NAME = "moe_lab"
+"""What `moe_lab.hf.register` calls our own."""
+
 
 def prepare(inputs: LayerInputs, implementation: str) -> Prepared:
     """Their module, made without memory of its own, around our matrices: it has our layout."""
@@ -13,12 +16,16 @@ def prepare(inputs: LayerInputs, implementation: str) -> Prepared:
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
+    from moe_lab.hf import register
+
     num_experts, d_model, d_expert = inputs.w_down.shape
     sizes = {"hidden_size": d_model, "intermediate_size": d_expert, "num_local_experts": num_experts}
     config = MixtralConfig(**sizes, num_attention_heads=1, num_key_value_heads=1)
     config._experts_implementation = implementation
     with torch.device("meta"):
         module = MixtralExperts(config)
+    if implementation == OUR_NAME:
+        register(OUR_NAME)
     del module.gate_up_proj, module.down_proj  # as parameters; plain tensors take their names below
     experts = inputs.routing.experts
 
@@ -33,7 +40,7 @@ def implementation(name: str, graph: bool, most_tokens: int | None = None) -> Pe
     """One of the implementations that ``config._experts_implementation`` takes."""
     return Peer(
         f"Transformers {name}",
-        package="transformers",
+        package="moe-lab" if name == OUR_NAME else "transformers",
         call=f'MixtralExperts(config)(x, experts, weights), config._experts_implementation = "{name}"',
         devices=("cpu", "cuda"),
         dtypes=("float32", "float16", "bfloat16"),
@@ -42,9 +49,11 @@ def implementation(name: str, graph: bool, most_tokens: int | None = None) -> Pe
         prepare=lambda inputs: prepare(inputs, name),
         most_tokens=most_tokens,
         gradient_per_expert=name == "eager",
+        ours=name == OUR_NAME,
     )
 
 
 GROUPED_MM = implementation("grouped_mm", graph=True)
 BATCHED_MM = implementation("batched_mm", graph=True, most_tokens=16)  # copies both matrices for each assignment
 EAGER = implementation("eager", graph=False)  # nonzero, once and then for each expert
+OURS = implementation(OUR_NAME, graph=False)  # never captured so far: no GPU was at hand
