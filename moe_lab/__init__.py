@@ -52,6 +52,7 @@ _HOME = {
     "start": "lesson",
     "check": "lesson",
     "hint": "lesson",
+    "solution": "lesson",
     "progress": "lesson",
     "show": "figures",
 }

@@ -1,7 +1,6 @@
 """What every lesson starts with, and the checks of its exercises; progress is kept in one small file."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import random
@@ -13,11 +12,13 @@ import platformdirs
 import torch
 
 from moe_lab.checks import check_whole
-from moe_lab.exercises import Exercise
+from moe_lab.exercises import Exercise, of_lesson
+from moe_lab.exercises.board import Progress
+from moe_lab.exercises.solutions import worked_solution
 from moe_lab.figures import restart_numbering
 from moe_lab.plots.style import use_style
 
-EXERCISE_ID = re.compile(r"(\d\d)\.(\d)")
+EXERCISE_ID = re.compile(r"(\d\d)\.(\d+)")
 
 
 def start(lesson: str) -> None:
@@ -29,7 +30,7 @@ def start(lesson: str) -> None:
 
     Raises ValueError for a lesson that does not exist.
     """
-    exercises = exercises_of(lesson)
+    exercises = of_lesson(lesson)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (seaborn and others draw from it)
     torch.manual_seed(0)
@@ -64,16 +65,26 @@ def hint(exercise_id: str, level: int = 1) -> None:
     print(f"Hint {level} of {len(hints)}: {hints[level - 1]}{more}")
 
 
-def progress() -> dict[str, bool]:
-    """Which exercises were tried, and which are solved: {"01.2": True, ...}.
+def solution(exercise_id: str) -> None:
+    """Print the worked solution of an exercise: the reasoning, then the code. Hints first is the better way.
+
+    Raises ValueError for an exercise that does not exist.
+    """
+    exercise = find_exercise(exercise_id)
+    worked = worked_solution(exercise_id) or f"{exercise.title}\n\n{exercise.hints[-1]}"
+    print(f"{worked}\n\n(One way of several: ml.check knows properties, not code.)")
+
+
+def progress() -> Progress:
+    """Which exercises were tried, and which are solved, {"01.2": True, ...}; a notebook shows it as a board.
 
     A damaged file counts as no progress: it never stands between a reader and a lesson.
     """
     try:
         saved = json.loads(progress_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return {key: bool(value) for key, value in saved.items()} if isinstance(saved, dict) else {}
+        return Progress()
+    return Progress({key: bool(value) for key, value in saved.items()} if isinstance(saved, dict) else {})
 
 
 def record(exercise_id: str, solved: bool) -> None:
@@ -97,18 +108,10 @@ def progress_file() -> Path:
     return Path(os.environ.get("MOE_LAB_PROGRESS") or platformdirs.user_data_path("moe-lab") / "progress.json")
 
 
-def exercises_of(lesson: str) -> dict[str, Exercise]:
-    """The exercises of a lesson, by id."""
-    name = f"moe_lab.exercises.lesson_{lesson}"
-    if not isinstance(lesson, str) or not re.fullmatch(r"\d\d", lesson) or importlib.util.find_spec(name) is None:
-        raise ValueError(f'lesson must be the two digits of a lesson that exists, such as "00"; got {lesson!r}')
-    return importlib.import_module(name).EXERCISES
-
-
 def find_exercise(exercise_id: str) -> Exercise:
     """The exercise with this id, such as "01.2"."""
     match = EXERCISE_ID.fullmatch(exercise_id) if isinstance(exercise_id, str) else None
-    exercises = exercises_of(match[1]) if match else {}
+    exercises = of_lesson(match[1]) if match else {}
     if exercise_id not in exercises:
         known = f"; lesson {match[1]} has {', '.join(exercises)}" if match else ""
         raise ValueError(f'exercise must be an id such as "01.2", got {exercise_id!r}{known}')

@@ -4,8 +4,13 @@ A lesson's exercises live in ``lesson_NN.py`` as ``EXERCISES``, by id. A propert
 returns None if it holds, or what is wrong in words: "yours 3, spec 4".
 """
 
+import importlib
+import importlib.util
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from moe_lab.exercises.untouched import ArgumentChanged, untouched
 
 Property = Callable[[object], str | None]
 
@@ -33,15 +38,18 @@ class Exercise:
     hints: tuple[str, ...]
 
     def examine(self, answer: object) -> Outcome:
-        """Try every property; an exception inside the answer is a property that does not hold."""
+        """Try every property; an exception inside the answer, or an edited argument, is one that does not hold."""
         if answer is None:
             return self._not_attempted()
+        answer = watched(answer)
         failing = {}
         for name, holds in self.properties.items():
             try:
                 fault = holds(answer)
             except NotImplementedError:
                 return self._not_attempted()
+            except ArgumentChanged as error:
+                fault = str(error)
             except Exception as error:  # whatever a learner's code can raise is theirs to read, not a crash
                 fault = f"it raised {type(error).__name__}: {error}"
             if fault is not None:
@@ -55,3 +63,25 @@ class Exercise:
 
     def _not_attempted(self) -> Outcome:
         return Outcome(False, "not attempted yet.")
+
+
+def of_lesson(lesson: str) -> dict[str, Exercise]:
+    """The exercises of a lesson, by id.
+
+    Example:
+        >>> list(of_lesson("00"))
+        ['00.1', '00.2']
+
+    Raises ValueError for a lesson that does not exist.
+    """
+    name = f"moe_lab.exercises.lesson_{lesson}"
+    if not isinstance(lesson, str) or not re.fullmatch(r"\d\d", lesson) or importlib.util.find_spec(name) is None:
+        raise ValueError(f'lesson must be the two digits of a lesson that exists, such as "00"; got {lesson!r}')
+    return importlib.import_module(name).EXERCISES
+
+
+def watched(answer: object) -> object:
+    """Every function of an answer with an eye on its arguments; Triton's kernels have that in `puzzles`."""
+    if isinstance(answer, tuple | list):
+        return type(answer)(watched(part) for part in answer)
+    return untouched(answer) if callable(answer) and not hasattr(answer, "arg_names") else answer

@@ -178,8 +178,10 @@ EXERCISES = {
             "What is the sum of renormalised weights, and the gradient of a constant?",
             "Differentiate one slot at a time, so that gradients of two weights cannot cancel: "
             "torch.autograd.grad(routing.weights[:, slot].sum(), logits, retain_graph=True).",
-            "logits = logits.detach().clone().requires_grad_(); routing = router(logits); then for each slot "
-            "learns |= gradient.abs() > 1e-6, starting from torch.zeros_like(logits, dtype=torch.bool).",
+            "\n    logits = logits.detach().clone().requires_grad_()\n"
+            "    weights = router(logits).weights\n"
+            "    slots = [torch.autograd.grad(w.sum(), logits, retain_graph=True)[0] for w in weights.unbind(1)]\n"
+            "    return torch.stack(slots).abs().amax(dim=0) > 1e-6",
         ),
     ),
     "01.4": Exercise(
@@ -199,8 +201,10 @@ EXERCISES = {
             "Rank by scores + bias throughout. To score groups, view it as (tokens, num_groups, experts a group).",
             "A group's score is the sum of its two highest. Give every expert outside the best groups a value that can "
             "never win. Is 0 such a value, if a bias may be negative?",
-            "best = (scores + bias).view(tokens, num_groups, -1).topk(2, dim=2).values.sum(dim=2); "
-            "groups = best.topk(top_groups, dim=1).indices; then masked_fill with float('-inf') and topk(top_k).",
+            "\n    ranking = (scores + bias).view(len(scores), num_groups, -1)\n"
+            "    groups = ranking.topk(2, dim=2).values.sum(dim=2).topk(top_groups, dim=1).indices\n"
+            "    out = torch.ones(ranking.shape[:2], dtype=torch.bool).scatter(1, groups, False)\n"
+            "    return ranking.masked_fill(out[..., None], float('-inf')).flatten(1).topk(top_k, dim=1).indices",
         ),
     ),
 }

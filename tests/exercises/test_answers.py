@@ -1,15 +1,16 @@
-"""What holds for the exercises of lessons 02 to 11: right answers pass, and every wrong one is refused with a reason.
+"""What holds for the exercises of all lessons: right answers pass, and every wrong one is refused with a reason.
 
 The answers are in ``tests/mutants/answers_NN.py``: RIGHT, in ALSO_RIGHT the same written differently, WRONG with a
 name for each slip, ARGUMENTS of those that are functions, and HINT_NAMES, the modules that the last hint may use.
 """
 
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import triton
 
-NUMBERS = [f"{number:02}" for number in range(2, 12)]
+NUMBERS = sorted(path.stem[-2:] for path in (Path(__file__).parents[1] / "mutants").glob("answers_*.py"))
 LESSONS = [import_module(f"..mutants.answers_{number}", __package__) for number in NUMBERS]
 EXERCISES = {
     key: exercise
@@ -27,8 +28,8 @@ RIGHT = [
     for key, answer in getattr(lesson, way, {}).items()
 ]
 FUNCTIONS = [(key, lesson) for lesson in LESSONS for key in lesson.ARGUMENTS]
-PROPERTIES = dict.fromkeys(EXERCISES, 5) | {"06.4": 4}
-"""How many properties an exercise has at least; 06.4 is a prediction."""
+PROPERTIES = dict.fromkeys(EXERCISES, 5) | {"00.1": 4, "06.4": 4}
+"""How many properties an exercise has at least; 00.1 is the first of all, 06.4 a prediction."""
 
 
 @pytest.mark.parametrize(("exercise_id", "answer"), RIGHT)

@@ -30,6 +30,30 @@ def gain(moving_ms, experts_ms, times_faster):
 RIGHT = {"02.1": flops, "02.2": places, "02.3": combine, "02.4": gain}
 
 
+def places_in_turn(wanted, num_experts, capacity):
+    taken, found = [0] * num_experts, []
+    for expert in wanted.tolist():
+        found.append(expert * capacity + taken[expert] if taken[expert] < capacity else -1)
+        taken[expert] += 1
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def combine_slot_by_slot(expert_outputs, places, weights):
+    rows = torch.cat([expert_outputs.flatten(0, 1), expert_outputs.new_zeros(1, expert_outputs.shape[2])])
+    y = expert_outputs.new_zeros(len(places), expert_outputs.shape[2])
+    for slot in range(places.shape[1]):
+        y = y + weights[:, slot, None] * rows[places[:, slot]]  # the last row, of zeros, is what -1 finds
+    return y
+
+
+ALSO_RIGHT = {
+    "02.1": lambda t, e, k, f, d: 2 * (2 * t * d) * (e * math.ceil(f * t * k / e)),
+    "02.2": places_in_turn,
+    "02.3": combine_slot_by_slot,
+    "02.4": lambda m, e, f: 1 / (1 - m / (m + e) * (1 - 1 / f)),
+}
+
+
 def capacity_of(tokens, num_experts, top_k, capacity_factor):
     return math.ceil(capacity_factor * tokens * top_k / num_experts)
 
