@@ -11,6 +11,7 @@ from moe_lab.widgets.route_one_batch import RouteOneBatch
 from moe_lab.widgets.text_view import TextView
 from moe_lab.widgets.tile_map import TileMap
 from moe_lab.widgets.trace_player import TracePlayer
+from moe_lab.widgets.who_goes_where import WhoGoesWhere
 
 __all__ = [
     "Accountant",
@@ -24,4 +25,5 @@ __all__ = [
     "TextView",
     "TileMap",
     "TracePlayer",
+    "WhoGoesWhere",
 ]
