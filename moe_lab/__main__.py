@@ -19,12 +19,16 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     add_doctor(commands)
     add_train(commands)
+    add_export(commands)
     add_count(commands)
+    add_grade(commands)
     add_bench(commands)
     add_profile(commands)
     add_compile(commands)
     add_experiment(commands)
+    add_scoreboard(commands)
     add_notebooks(commands)
+    add_site(commands)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
@@ -124,6 +128,29 @@ def _train_as_rank(model_config: LanguageModelConfig, config: TrainConfig, optio
         return rank == 0, train_on_ranks(model_config, config, options.out, expert_ranks=expert_ranks, fresh=fresh)
 
 
+def add_export(commands) -> None:
+    """``export``: our model as a model of Transformers."""
+    parser = commands.add_parser(
+        "export",
+        help="write the small language model as a model of Transformers",
+        description="Config, safetensors and a tokenizer of bytes. After `import moe_lab.hf`, "
+        "AutoModelForCausalLM.from_pretrained(FOLDER) loads it.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="new, empty, or an earlier export")
+    parser.add_argument("--model", type=Path, help="what train --export wrote; the model of the lessons if left out")
+    parser.set_defaults(run=run_export)
+
+
+def run_export(options) -> int:
+    """Write it, then say how it is read."""
+    from moe_lab.hf import export
+    from moe_lab.lm import SHIPPED, load_model
+
+    folder = export(load_model(options.model or SHIPPED), options.folder)
+    print(f"exported: {folder}; read it with moe_lab.hf.load({str(folder)!r})")
+    return 0
+
+
 def add_count(commands) -> None:
     """``count``: parameters, FLOPs and bytes of a model from its config."""
     parser = commands.add_parser(
@@ -175,6 +202,31 @@ def run_count(options) -> int:
     return 0
 
 
+def add_grade(commands) -> None:
+    """``grade``: a design against a brief of lesson 15."""
+    parser = commands.add_parser(
+        "grade",
+        help="hold a design of a model against the budgets of a brief",
+        description="DESIGN is a JSON object: config (that of a model), and where wanted method, options, dtype, "
+        "devices, extra_experts. Counts are exact, times predicted. Fails where the design breaks a budget.",
+    )
+    parser.add_argument("design", type=Path, metavar="DESIGN", help="a JSON file")
+    parser.add_argument("--brief", required=True, help="laptop, gpu or nodes")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.set_defaults(run=run_grade)
+
+
+def run_grade(options) -> int:
+    """Print the report; fails unless every budget is kept."""
+    from moe_lab.capstone import BRIEFS, grade, read_design
+
+    if options.brief not in BRIEFS:
+        raise ValueError(f"--brief must be one of {', '.join(BRIEFS)}; got {options.brief!r}")
+    report = grade(read_design(options.design), BRIEFS[options.brief])
+    print(report.to_json() if options.json else report)
+    return 0 if report.passed else 1
+
+
 def add_bench(commands) -> None:
     """``bench``: verify, time, record."""
     parser = commands.add_parser(
@@ -182,7 +234,8 @@ def add_bench(commands) -> None:
         help="time a suite against its rivals and record the run",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    suites = ("ceilings", "cpu", "routers", "exchange", "transformers", "layer", "decode", "align", "order")
+    suites = ("ceilings", "cpu", "routers", "dispatch", "exchange", "transformers", "watch", "layer")
+    suites += ("decode", "align", "order")
     parser.add_argument("suite", choices=suites, nargs="?", default="cpu", help="what to time; the last four on a GPU")
     parser.add_argument("--minutes", type=float, default=10.0, help="what does not fit is recorded as not measured")
     parser.add_argument("--out", type=Path, default=Path("data/benchmarks"), help="folder for the record")
@@ -359,6 +412,38 @@ def run_experiment(options) -> int:
     return 0
 
 
+def add_scoreboard(commands) -> None:
+    """``scoreboard``: the claims that this lab began from, and what the records say of them."""
+    parser = commands.add_parser(
+        "scoreboard",
+        help="show claims about MoE beside what was measured here, and a verdict",
+        description="One metric a row, nothing ranked across rows. Values come from the records in DATA; where one is "
+        "missing, the cell says so.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print everything as JSON, every value included")
+    form.add_argument("--markdown", action="store_true", help="print the table of the README")
+    form.add_argument("--write", type=Path, metavar="FILE", help="put that table between the markers of this file")
+    parser.add_argument("--data", type=Path, help="folder of the records; the project's own if left out")
+    parser.set_defaults(run=run_scoreboard)
+
+
+def run_scoreboard(options) -> int:
+    """Print the table, or write it."""
+    from moe_lab.scoreboard import DATA, as_json, as_markdown, as_text, make_rows, write_table
+
+    data = options.data or DATA
+    if not data.is_dir():
+        raise FileNotFoundError(f"{data} is no folder of records")
+    rows = make_rows(data)
+    if options.write:
+        print(f"{options.write}: {'written' if write_table(options.write, rows) else 'was up to date'}")
+    else:
+        print((as_json if options.json else as_markdown if options.markdown else as_text)(rows))
+    return 0
+
+
 def add_notebooks(commands) -> None:
     """``notebooks``: run the lessons and write their outputs."""
     parser = commands.add_parser("notebooks", help="run the lessons top to bottom and write their outputs")
@@ -378,6 +463,30 @@ def run_notebooks(options) -> int:
     except (CellExecutionError, CellTimeoutError, DeadKernelError, NoSuchKernel) as error:
         print(error, file=sys.stderr)
         return 1
+    return 0
+
+
+def add_site(commands) -> None:
+    """``site``: the lessons as pages that need no kernel."""
+    parser = commands.add_parser(
+        "site",
+        help="write the lessons as a static site, whose widgets work without a kernel",
+        description="Outputs are those that the notebooks hold; of the code, only what leads to a widget runs. Open "
+        "OUT/index.html in a browser, or put the folder on any web server.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, default=Path("site"), help="folder of the site; an older one is replaced")
+    parser.set_defaults(run=run_site)
+
+
+def run_site(options) -> int:
+    """Build it, or say what is in the way and leave the old one."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # lesson 09 would time a GPU, and no two sites would be the same
+    from moe_lab.site import build
+
+    pages = build(options.out)
+    megabytes = sum(page.stat().st_size for page in pages) / 1e6
+    print(f"written: {len(pages)} pages, {megabytes:.1f} MB; open {options.out / 'index.html'}")
     return 0
 
 
