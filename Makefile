@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock
 SETTINGS := $(VENV)/share/jupyter/lab/settings
 PORT ?= 8888
 # JupyterLab refuses to run as root unless told; in a container root is what there is.
@@ -32,8 +33,10 @@ $(READY): requirements.lock pyproject.toml
 	  { echo "$(PYTHON) lacks the venv module. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@# torch alone and first: resolved together with the rest, pip may fetch another build of it before it settles
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[dev]'
+	@# pip would compile file by file, on one core, the packages' own tests too; what cannot be compiled is a template
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib || true
 	@# no questions about news in a laboratory that uses no network
 	@mkdir -p $(SETTINGS)
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
@@ -46,6 +49,8 @@ lab: $(READY) ## open JupyterLab on lesson 00, on this machine only (PORT=8888)
 	  --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: export PYTHONDONTWRITEBYTECODE = # what is compiled once is compiled once
+# without a package that takes whoever reads notebooks two seconds of a core to import
+test: export PYTHONPATH = $(CURDIR)/.ci/without
 test: lint ## ruff, every test, and every notebook compared with its committed outputs
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations=25 --nbval \
 	  tests moe_lab $(filter-out $(ALONE),$(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb))

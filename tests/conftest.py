@@ -8,6 +8,8 @@ import pytest
 import torch
 from jaxtyping._import_hook import _JaxtypingFinder
 
+from .fresh_python import Template
+
 # A kernel's functions are read by Triton, which looks for what they call in their own module: a wrapper around them,
 # as jaxtyping puts one around every function of moe_lab, would hide it. Kernels check their own arguments.
 for finder in sys.meta_path:
@@ -23,6 +25,14 @@ def unchecked_shapes():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def fresh():
+    """Python processes that have imported torch and nothing else: ``run`` gives a finished one, ``start`` a running."""
+    template = Template("torch")
+    yield template
+    template.close()
 
 
 @pytest.fixture(autouse=True)

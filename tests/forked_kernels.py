@@ -21,9 +21,12 @@ from jupyter_client.provisioning import local_provisioner
 
 from moe_lab.parallel import PRELOADED
 
+OPTIMISERS = ["moe_lab.kernels", "torch._dynamo"]
+"""What making the first optimiser imports, behind what has to come before Triton."""
+
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["moe_lab", "torch", "matplotlib.pyplot", "ipykernel.kernelapp", "moe_lab.widgets", *PRELOADED]
+    ["moe_lab", "torch", "matplotlib.pyplot", "ipykernel.kernelapp", "moe_lab.widgets", *PRELOADED, *OPTIMISERS]
 )
 
 

@@ -42,7 +42,7 @@ def test_the_browser_is_only_good_to_have(monkeypatch):
 
 
 @pytest.mark.parametrize("missing", ["torch", "jaxtyping", "matplotlib", "scipy", "safetensors"])
-def test_it_speaks_where_packages_are_missing(missing):
+def test_it_speaks_where_packages_are_missing(missing, fresh):
     """For real: the package cannot be imported, as after a clone without `make`."""
     code = (
         "import sys, runpy, importlib.metadata as m\n"
@@ -53,7 +53,7 @@ def test_it_speaks_where_packages_are_missing(missing):
         "sys.argv = ['moe_lab', 'doctor']\n"
         "runpy.run_module('moe_lab', run_name='__main__')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = fresh.run(code)
     assert done.returncode == 1
     assert done.stderr == ""
     assert f"NO   {missing}" in done.stdout and "make setup" in done.stdout

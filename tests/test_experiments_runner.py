@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -101,13 +99,11 @@ if __name__ == "__main__":
 """
 
 
-def test_killed_and_started_again_it_is_the_same_curve(tmp_path, unchecked_shapes):
+def test_killed_and_started_again_it_is_the_same_curve(fresh, tmp_path, unchecked_shapes):
     """A real process, killed after its first checkpoint. The other tests check the shapes of a step."""
     config = dataclasses.replace(TRAIN, steps=60, validate_every=25, checkpoint_every=5)
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
     out = tmp_path / "runs"
-    with subprocess.Popen([sys.executable, script, out], start_new_session=True, stderr=subprocess.PIPE) as process:
+    with fresh.start(SCRIPT, str(out), session=True) as process:
         while latest_checkpoint(out / "one") is None:
             assert process.poll() is None, process.stderr.read().decode()
             time.sleep(0.01)

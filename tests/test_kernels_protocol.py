@@ -3,9 +3,6 @@
 import ast
 import importlib
 import inspect
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -81,13 +78,6 @@ def test_the_bridge_answers_to_one_name():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU kernels are compiled, and nothing comes too late")
-def test_triton_imported_too_early_says_so():
-    code = "import triton\nimport moe_lab.kernels"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=clean_environment(), timeout=120
-    )
+def test_triton_imported_too_early_says_so(fresh):
+    done = fresh.run("import triton\nimport moe_lab.kernels", without=("TRITON_INTERPRET",))
     assert "start again with `import moe_lab.kernels` first" in done.stderr
-
-
-def clean_environment():
-    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -1,8 +1,5 @@
 """The gate as an operator: what PyTorch asks of one, gradients, the compiler, and the library's own router."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -148,9 +145,9 @@ def test_bad_arguments_are_named(unchecked_shapes):
     assert gate(logits, np.int64(2)).slots == 2
 
 
-def test_importing_the_package_brings_no_triton():
+def test_importing_the_package_brings_no_triton(fresh):
     code = "import sys, moe_lab; moe_lab.MoE(4, 4, 2, 1); assert 'triton' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    fresh.run(code, check=True)
 
 
 @pytest.mark.gpu

@@ -1,8 +1,6 @@
 """moe_lab::grouped_mlp: what PyTorch asks of an operator, its buffers, its FLOPs against the products that it runs."""
 
 import itertools
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -66,7 +64,7 @@ def test_opcheck_of_a_transposed_input():
     torch.library.opcheck(torch.ops.moe_lab.grouped_mlp.default, (x.T.contiguous().T, *others))
 
 
-def test_a_layer_imports_neither_dynamo_nor_triton():
+def test_a_layer_imports_neither_dynamo_nor_triton(fresh):
     """`moe_lab.kernels` has to come before Triton, and a layer should not cost the two seconds of torch._dynamo."""
     code = (
         "import sys, torch, moe_lab\n"
@@ -75,8 +73,8 @@ def test_a_layer_imports_neither_dynamo_nor_triton():
         "assert layer.w_down.grad is not None\n"
         "print(sorted({'torch._dynamo', 'triton'} & set(sys.modules)))"
     )
-    said = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True).stdout
-    assert said.strip() == "[]"
+    done = fresh.run(code)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
 # ---- buffers

@@ -2,9 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -358,7 +355,7 @@ def test_threads_do_not_mix():
             assert all(torch.equal(one, other) for one, other in zip(got.result(), want, strict=True))
 
 
-def test_an_optimiser_made_before_the_first_call_is_no_obstacle():
+def test_an_optimiser_made_before_the_first_call_is_no_obstacle(fresh):
     """An optimiser imports Triton, and without a GPU the interpreter must be on by then: the layer sees to it."""
     code = (
         "import torch, moe_lab\n"
@@ -367,8 +364,7 @@ def test_an_optimiser_made_before_the_first_call_is_no_obstacle():
         "layer(torch.randn(3, 8)).sum().backward()\n"
         "assert layer.w_down.grad is not None\n"
     )
-    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=clean)
+    fresh.run(code, without=("TRITON_INTERPRET",), check=True)
 
 
 @pytest.mark.skipif(not INTERPRET, reason="bfloat16 is right on a GPU")

@@ -2,8 +2,6 @@
 
 import heapq
 import math
-import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
@@ -202,7 +200,7 @@ def test_a_load_may_be_a_tensor_and_an_order_a_function():
     assert cut([3], 2, padded=True) == cut([3], 2)
 
 
-def test_work_without_triton():
+def test_work_without_triton(fresh):
     """Only the names of orders need it."""
     code = (
         "import sys\n"
@@ -213,7 +211,7 @@ def test_work_without_triton():
         "except ImportError:\n    pass\n"
         "else:\n    raise AssertionError('where did the order come from?')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    fresh.run(code, check=True)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -20,13 +18,17 @@ from moe_lab.checkpoint import checkpoints, latest_checkpoint, publish_folder, r
 from moe_lab.lm import load_model
 from moe_lab.train import TrainConfig, Trainer, export, step_name, train
 
+from .forked_kernels import OPTIMISERS
+from .fresh_python import Template
+
 TINY = LanguageModelConfig(d_model=16, num_layers=1, num_heads=2, context=32, d_expert=8, num_experts=4)
 SHORT = TrainConfig(steps=12, batch=4, warmup=2, validate_every=5, checkpoint_every=3)
-COMMAND = [
-    *(sys.executable, "-m", "moe_lab", "train", "--d-model", "16", "--num-layers", "1", "--num-heads", "2"),
-    *("--context", "32", "--d-expert", "8", "--num-experts", "4", "--batch", "4", "--warmup", "2"),
-    *("--validate-every", "5"),
-]
+COMMAND = (
+    "train --d-model 16 --num-layers 1 --num-heads 2 --context 32 --d-expert 8 --num-experts 4 --batch 4 --warmup 2 "
+    "--validate-every 5"
+).split()
+# As many threads as the tests have: their number changes the last bits of a sum.
+MOE_LAB = "import runpy, torch; torch.set_num_threads(1); runpy.run_module('moe_lab', run_name='__main__')"
 
 
 def history_of(out):
@@ -41,12 +43,12 @@ def uninterrupted(tmp_path_factory):
 
 
 def test_it_learns(tmp_path):
-    train(TINY, dataclasses.replace(SHORT, steps=60, learning_rate=1e-2), tmp_path)
+    train(TINY, dataclasses.replace(SHORT, steps=60, learning_rate=1e-2, validate_every=20), tmp_path)
     history = history_of(tmp_path)
     assert len(history["losses"]) == 60
     assert history["losses"][0] == pytest.approx(5.545, abs=1e-3)
     assert history["losses"][-1] < 4.0
-    assert [step for step, _ in history["validation"]] == [*range(5, 61, 5)]
+    assert [step for step, _ in history["validation"]] == [20, 40, 60]
     assert sum(history["loads"][-1][1][0]) == 4 * 32 * TINY.top_k
 
 
@@ -82,11 +84,18 @@ def test_methods_that_draw_resume_too(method, tmp_path):
     assert resumed.history.losses == whole.history.losses
 
 
-def start(out, *options):
-    """A training process of its own, with as many threads as this one: their number changes the last bits of a sum."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [*COMMAND, "--out", str(out), *options]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment)
+@pytest.fixture(scope="module")
+def fresh():
+    """Processes that have imported what training takes."""
+    template = Template(*OPTIMISERS, "moe_lab.train")
+    yield template
+    template.close()
+
+
+@pytest.fixture
+def start(fresh):
+    """``python -m moe_lab train`` in a process of its own."""
+    return lambda out, *options: fresh.start(MOE_LAB, *COMMAND, "--out", str(out), *options)
 
 
 def wait_for(stream, words):
@@ -98,16 +107,13 @@ def wait_for(stream, words):
         seen += character
 
 
-def test_sigkill_at_any_moment(tmp_path, unchecked_shapes):
-    """Kill a real process again and again, wherever it stands; look at the disk each time; then let it finish.
-
-    The other tests check the shapes of a step; here they would be checked hundreds of times.
-    """
+def test_sigkill_at_any_moment(start, tmp_path):
+    """Kill a real process again and again, wherever it stands; look at the disk each time; then let it finish."""
     chance, out = random.Random(0), tmp_path / "run"
-    config = dataclasses.replace(SHORT, steps=200, checkpoint_every=10, validate_every=100)
+    options = "--steps 200 --checkpoint-every 10 --validate-every 100".split()
     for _ in range(2):
         begun = latest_checkpoint(out)
-        with start(out, "--steps", "200", "--checkpoint-every", "10", "--validate-every", "100") as process:
+        with start(out, *options) as process:
             wait_for(process.stderr, b"loss=")
             while latest_checkpoint(out) == begun and process.poll() is None:
                 time.sleep(0.002)  # it is at work from here on
@@ -116,18 +122,21 @@ def test_sigkill_at_any_moment(tmp_path, unchecked_shapes):
         newest = latest_checkpoint(out)
         assert Trainer.resume(newest).history.steps == int(newest.name.removeprefix("step-"))
     assert 0 < len(history_of(out)["losses"]) < 200, "the kills came too late to mean anything"
-    train(TINY, config, out)
+    for folder in (out, tmp_path / "never killed"):
+        with start(folder, *options) as process:
+            said = process.stderr.read()
+            assert process.wait() == 0, said[-2000:].decode()
     losses = history_of(out)["losses"]
-    reference = Trainer(TINY, config)
-    assert losses == [reference.step() for _ in range(200)]  # to the bit
+    assert len(losses) == 200 and losses == history_of(tmp_path / "never killed")["losses"]  # to the bit
 
 
-def test_ctrl_c_keeps_the_finished_steps(tmp_path):
+def test_ctrl_c_keeps_the_finished_steps(start, tmp_path):
     out = tmp_path / "run"
     with start(out, "--steps", "100000", "--checkpoint-every", "100000") as process:
         wait_for(process.stderr, b"loss=")
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        errors = process.stderr.read()
+        process.wait()
     assert process.returncode == 130
     assert b"Traceback" not in errors
     assert Trainer.resume(latest_checkpoint(out)).history.steps > 0
@@ -230,7 +239,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
     assert 1 in checkpoints(tmp_path)
 
 
-def test_a_full_disk_stops_with_the_last_checkpoint_kept(tmp_path):
+def test_a_full_disk_stops_with_the_last_checkpoint_kept(fresh, tmp_path):
     """The system refuses to write more than 100 kB into one file, as it would on a disk without room."""
     out = tmp_path / "run"
     grown = dataclasses.replace(TINY, d_model=64, num_experts=16)
@@ -241,26 +250,24 @@ def test_a_full_disk_stops_with_the_last_checkpoint_kept(tmp_path):
 
     with pytest.raises(InterruptedError):
         train(grown, dataclasses.replace(SHORT, steps=100), out, watch=stop)
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    full = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
-        "from moe_lab.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", script, *COMMAND[3:], "--d-model", "64", "--num-experts", "16"]
-    limits = ["--out", str(out), "--steps", "100", "--checkpoint-every", "3"]
-    done = subprocess.run([*command, *limits], capture_output=True, text=True, timeout=100)
+    command = [*COMMAND, "--d-model", "64", "--num-experts", "16"]
+    done = fresh.run(full + MOE_LAB, *command, "--out", str(out), "--steps", "100", "--checkpoint-every", "3")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     said = f"cannot write the checkpoint of step 6 into {out}: "
     assert said in done.stderr and "step-000003 is kept: make room, and start again to go on" in done.stderr
     assert Trainer.resume(latest_checkpoint(out)).history.steps == 3
 
 
-def test_two_processes_do_not_train_into_one_folder(tmp_path):
+def test_two_processes_do_not_train_into_one_folder(start, tmp_path):
     with start(tmp_path, "--steps", "100000") as process:
         wait_for(process.stderr, b"loss=")
         with pytest.raises(ValueError, match="another process trains into"):
             train(TINY, SHORT, tmp_path)
-        process.kill()
+        process.send_signal(signal.SIGKILL)
     train(TINY, SHORT, tmp_path, fresh=True)  # a dead process holds no lock
     assert list(checkpoints(tmp_path)) == [12]
 

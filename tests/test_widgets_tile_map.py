@@ -1,8 +1,6 @@
 """Tile map in Python: its numbers are the schedule's, its orders the kernels', and it refuses what it cannot show."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -139,7 +137,7 @@ def test_too_many_tiles_are_named_and_not_drawn():
         TileMap([64 * 2048 + 1])
 
 
-def test_work_without_triton():
+def test_work_without_triton(fresh):
     """The picture is there, and so are the words wherever no order is followed."""
     code = (
         "import sys\n"
@@ -148,7 +146,7 @@ def test_work_without_triton():
         "assert '48 tiles' in repr(TileMap(scheduler='loop'))\n"
         "assert repr(TileMap()).startswith('TileMap: ') and 'triton' in repr(TileMap())\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    fresh.run(code, check=True)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,20 @@
-"""The command line on ranks: torchrun starts a killed rank's run again, and it goes on from its checkpoint."""
+"""The command line on ranks: torchrun starts a killed rank's run again, and it goes on from its checkpoint.
+
+torchrun's agent is called from here, and forks its ranks from a process that has imported torch, where the command
+would start five times Python.
+"""
 
 import json
+import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from moe_lab.__main__ import main
 from moe_lab.checkpoint import latest_checkpoint
@@ -16,27 +23,40 @@ TINY = "--steps 40 --batch 4 --d-model 16 --num-layers 1 --num-heads 2 --context
 OFTEN = "--checkpoint-every 10 --validate-every 40 --rank-timeout 60"
 
 
-def children(pid):
-    """Process numbers of a process's children; Linux says."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def be_a_rank(out, pids):
+    """``python -m moe_lab train``, as ``torchrun -m`` runs it on each rank."""
+    (pids / os.environ["RANK"]).write_text(str(os.getpid()))
+    torch.set_num_threads(1)  # which torchrun asks for by a variable
+    assert main(["train", "--out", str(out), *TINY.split(), *OFTEN.split()]) == 0
 
 
-def test_a_killed_rank_starts_all_again_from_the_last_checkpoint(tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    train = ["--max-restarts", "3", "-m", "moe_lab", "train", "--out", str(tmp_path), *TINY.split(), *OFTEN.split()]
-    log = tmp_path / "log"
-    with log.open("w") as said, subprocess.Popen([*launch, *train], stdout=said, stderr=said) as torchrun:
-        deadline = time.monotonic() + 240
-        while latest_checkpoint(tmp_path) is None and torchrun.poll() is None and time.monotonic() < deadline:
+def test_a_killed_rank_starts_all_again_from_the_last_checkpoint(tmp_path, caplog):
+    out, pids, logs = (tmp_path / name for name in ("out", "pids", "logs"))
+    pids.mkdir(), logs.mkdir()
+    torchrun = LaunchConfig(
+        *(1, 1, 2),  # from one to one machine, two ranks on it
+        run_id="test",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=3,
+        start_method="forkserver",
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
+    )
+    with caplog.at_level(logging.ERROR), ThreadPoolExecutor(1) as pool:
+        running = pool.submit(elastic_launch(torchrun, be_a_rank), out, pids)
+        while latest_checkpoint(out) is None and not running.done():
             time.sleep(0.02)
-        os.kill(children(torchrun.pid)[-1], signal.SIGKILL)
-        torchrun.wait(timeout=240)
-    words = log.read_text()
-    assert torchrun.returncode == 0, words[-2000:]
-    assert "exitcode: -9" in words and "local_rank: 1" in words, "torchrun names the rank that was killed"
+        killed = int((pids / "1").read_text())
+        os.kill(killed, signal.SIGKILL)
+        running.result(timeout=240)
+    assert re.search(rf"exitcode: -9\) local_rank: 1 \(pid: {killed}\)", caplog.text), (
+        "the rank that was killed is named"
+    )
+    assert int((pids / "1").read_text()) != killed
+    words = "".join(path.read_text() for path in logs.rglob("*.log"))
     assert re.search(r"going on from \S+ at step [123]0 of 40", words), words[-2000:]
     assert words.count("trained: ") == 1, "one rank speaks"
-    assert len(json.loads((tmp_path / "step-000040" / "history.json").read_text())["losses"]) == 40
+    assert len(json.loads((out / "step-000040" / "history.json").read_text())["losses"]) == 40
 
 
 def test_experts_on_ranks_that_nobody_started_are_refused(capsys, tmp_path):
