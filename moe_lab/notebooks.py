@@ -5,11 +5,15 @@ import json
 import os
 import re
 import tempfile
+import time
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from tqdm.auto import tqdm
+
+from moe_lab.lesson_rules import voice_problems
+from moe_lab.profiling.machine import processor_name
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 MAX_BYTES = 300_000
@@ -17,6 +21,7 @@ MAX_CELL_LINES = 25
 CELL_TIMEOUT_S = 120
 NO_COMPARISON = "nbval-ignore-output"  # for cells that print a time; everything else is compared
 MAX_NOT_COMPARED = 3
+WIDGET = "application/vnd.jupyter.widget-view+json"
 FORBIDDEN = {
     r"^\s*[!%]": "a shell or magic command",
     r"https?://": "an address in code: lessons run without a network",
@@ -35,6 +40,8 @@ def lessons(folder: Path = FOLDER) -> list[Path]:
 def execute(path: Path) -> None:
     """Run a notebook top to bottom in its own folder and write it back with its outputs, or leave it as it was.
 
+    Its metadata say how long the run took by the clock, a new kernel's start included, on which machine, and when.
+
     Raises nbclient's CellExecutionError, with the cell and its traceback, if a cell fails.
     """
     notebook = nbformat.read(path, as_version=4)
@@ -48,21 +55,33 @@ def execute(path: Path) -> None:
             store_widget_state=False,  # GitHub refuses a notebook whose widget state is incomplete
             resources={"metadata": {"path": str(path.parent)}},
         )
+        started = time.perf_counter()
         client.execute(env=environment)
+        took = time.perf_counter() - started
+    notebook.metadata["moe_lab"] = {
+        "run_seconds": round(took, 1),
+        "machine": f"{processor_name()}, {os.cpu_count()} cores",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
     write(notebook, path)
 
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
-    """Write a notebook without what changes from run to run: timestamps, ids, versions."""
+    """Write a notebook without what changes from run to run: timestamps, ids, versions; its measured time stays."""
+    measured = {key: notebook.metadata[key] for key in ("moe_lab",) if key in notebook.metadata}
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
+        **measured,
     }
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
         # a progress bar lives in widget state, which is not kept; what is left says "0%" for ever
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if not _is_progress_bar(output)]
+        for output in cell.get("outputs", []):
+            if WIDGET in output.get("data", {}):
+                output.data[WIDGET]["model_id"] = cell.id  # drawn anew in each run, and the model is not kept
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
     unfinished = path.with_suffix(".unfinished")
@@ -93,7 +112,9 @@ def problems(path: Path) -> list[str]:
         found.append("it holds widget state")
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
         found.append("it was not executed once, in order, from a fresh kernel (make notebooks)")
-    found += _prose_problems(prose, notebook, solution=path.parent.name == "solutions")
+    solution = path.parent.name == "solutions"
+    found += _prose_problems(prose, notebook, solution)
+    found += [] if solution else voice_problems(notebook)
     for number, cell in enumerate(code, 1):
         found += [f"code cell {number}: {problem}" for problem in _cell_problems(cell)]
     ignored = sum(NO_COMPARISON in cell.metadata.get("tags", []) for cell in code)

@@ -225,3 +225,31 @@ def test_gains_are_bars_with_their_numbers():
     }
     with pytest.raises(ValueError, match=r"padding of 64 experts must have the routers \['top_k'\]"):
         plots.draw_gains(padding, {"top_k": 1.0})
+
+
+# ---------------------------------------------------------------- the figures in words
+
+
+def test_words_of_a_bound_name_the_whole_flat_bottom():
+    said = plots.say_bound([0.0, 0.5, 1.0, 1.5, 2.0], [4.0, 3.0, 2.5, 2.5, 2.75], [4, 3, 2, 2, 1])
+    assert "lowest, 2.5, from 1 to 1.5 with 2," in said
+    assert "4.0 at price 0 with 4 takers" in said and said.endswith("2.8 at 2 with 1.")
+
+
+def test_words_of_groups_are_extremes_and_ends():
+    said = plots.say_groups([1.5, 2.5, 2.0], 1.3, [32, 4096], {"as written": [50.4, 10.0], "shuffled": [30.0, 9.0]})
+    assert "3 passages" in said and "1.5 to 2.5 times the mean, 2.0 on average; fair lots leave 1.3" in said
+    assert "as written 10 over 4,096 tokens, 50 over 32; shuffled 9 over 4,096 tokens, 30 over 32" in said
+
+
+@pytest.mark.parametrize(("worst", "percent"), [(0.22, 10), (0.17, 15)])
+def test_words_of_a_law_tell_the_widest_distance_either_way(worst, percent):
+    lines = {"one": ([0.4, 0.2], [0.4, 0.2]), "two": ([0.3, worst], [0.3, 0.2])}
+    said = plots.say_law([64, 4096], lines, [0.1, 0.05])
+    assert f"All within {percent}% of the law" in said
+    assert f"with two from 0.30 at 64 tokens to {worst:.3f} at 4,096. The noise floor there is 0.050" in said
+
+
+def test_words_of_gains_are_all_bars():
+    said = plots.say_gains({"64": {"a": 12.5, "b": 0.0}, "256": {"a": 50.0, "b": 1.0}}, {"a": 1.652, "b": 1.0})
+    assert all(part in said for part in ("64: a 12.5, b 0.0", "256: a 50.0, b 1.0", "a 1.65, b 1.00"))

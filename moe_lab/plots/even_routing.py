@@ -110,6 +110,25 @@ def draw_bound(prices: list[float], bounds: list[float], takers: list[int], best
     return finish(fig)
 
 
+def say_bound(prices: list[float], bounds: list[float], takers: list[int]) -> str:
+    """The finding of `draw_bound` as a sentence: the bound at the first price, where it is lowest, and at the last.
+
+    Example:
+        >>> say_bound([0.0, 1.0, 1.5, 2.0], [5.0, 3.5, 3.5, 4.0], [4, 2, 2, 0])
+        'The bound over the price of expert 0: 5.0 at price 0 with 4 takers, lowest, 3.5, from 1 to 1.5 with 2, and \
+4.0 at 2 with 0.'
+
+    Raises ValueError for lists of unequal length.
+    """
+    _check_lengths(prices=prices, bounds=bounds, takers=takers)
+    at = [number for number, bound in enumerate(bounds) if bound < min(bounds) + 1e-4]
+    return (
+        f"The bound over the price of expert 0: {bounds[0]:.1f} at price {prices[0]:.3g} with {takers[0]} takers, "
+        f"lowest, {min(bounds):.1f}, from {prices[at[0]]:.3g} to {prices[at[-1]]:.3g} with {takers[at[0]]}, and "
+        f"{bounds[-1]:.1f} at {prices[-1]:.3g} with {takers[-1]}."
+    )
+
+
 def draw_excess(excess: dict[str, list[float]]) -> Figure:
     """Draw the share of assignments in excess over the iterations, a line a rule, on a logarithmic axis.
 
@@ -169,6 +188,29 @@ def draw_groups(
     right.set(xscale="log", xlabel="tokens in a group", ylabel="score given up (%)", ylim=(0, None))
     _ticks(right, sizes)
     return finish(fig)
+
+
+def say_groups(busiest: list[float], lots: float, sizes: list[int], costs: dict[str, list[float]]) -> str:
+    """The finding of `draw_groups` as a sentence: passages beside lots, the cost of the largest and of the least group.
+
+    Example:
+        >>> say_groups([1.5, 2.0], 1.4, [32, 64], {"as written": [9.0, 6.0]})
+        "Left, 2 passages of a batch that is exactly even: the busiest expert gets 1.5 to 2.0 times the mean, 1.8 on \
+average; fair lots leave 1.4. Right, the cost of evenness in percent of free choice's score: as written 6 over 64 \
+tokens, 9 over 32."
+
+    Raises ValueError for costs of another length than sizes.
+    """
+    _check_lengths(sizes=sizes, **costs)
+    said = [
+        f"{name} {cost[-1]:.0f} over {sizes[-1]:,} tokens, {cost[0]:.0f} over {sizes[0]}"
+        for name, cost in costs.items()
+    ]
+    return (
+        f"Left, {len(busiest)} passages of a batch that is exactly even: the busiest expert gets {min(busiest):.1f} to "
+        f"{max(busiest):.1f} times the mean, {sum(busiest) / len(busiest):.1f} on average; fair lots leave {lots:.1f}. "
+        f"Right, the cost of evenness in percent of free choice's score: {'; '.join(said)}."
+    )
 
 
 def room_before(experts: Int64[Tensor, "tokens top_k"], num_experts: int) -> Int64[Tensor, "tokens {num_experts}"]:
@@ -260,6 +302,27 @@ def draw_law(tokens: list[int], over_tokens: dict[str, tuple[list[float], list[f
     return finish(fig)
 
 
+def say_law(tokens: list[int], over_tokens: dict[str, tuple[list[float], list[float]]], floor: list[float]) -> str:
+    """The finding of `draw_law` as a sentence: first and last cv of each line, and the widest distance from the law.
+
+    Example:
+        >>> say_law([64, 256], {"1 batch": ([0.4, 0.2], [0.42, 0.21])}, floor=[0.3, 0.15])
+        'The cv of fresh batches over their tokens: with 1 batch from 0.40 at 64 tokens to 0.200 at 256. The noise \
+floor there is 0.150. All within 5% of the law.'
+
+    Raises ValueError for lists of unequal length.
+    """
+    off, said = 0.0, []
+    for name, (measured, law) in over_tokens.items():
+        _check_lengths(tokens=tokens, floor=floor, **{f"measured {name}": measured, f"law {name}": law})
+        off = max(off, *(abs(cv / lawful - 1) for cv, lawful in zip(measured, law, strict=True)))
+        said.append(f"with {name} from {measured[0]:.2f} at {tokens[0]} tokens to {measured[-1]:.3f} at {tokens[-1]:,}")
+    return (
+        f"The cv of fresh batches over their tokens: {'; '.join(said)}. The noise floor there is {floor[-1]:.3f}. "
+        f"All within {off:.0%} of the law."
+    )
+
+
 def draw_gains(padding: dict[str, dict[str, float]], step: dict[str, float]) -> Figure:
     """Draw padded rows in percent, a group of bars a size and a bar a router; and the step's length on many devices.
 
@@ -292,6 +355,21 @@ def draw_gains(padding: dict[str, dict[str, float]], step: dict[str, float]) -> 
         axes.grid(axis="x", visible=False)
     fig.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(routers), frameon=False)
     return finish(fig)
+
+
+def say_gains(padding: dict[str, dict[str, float]], step: dict[str, float]) -> str:
+    """The finding of `draw_gains` as a sentence: every bar.
+
+    Example:
+        >>> say_gains({"64 experts": {"top_k": 12.9, "balanced": 0.0}}, {"top_k": 1.65, "balanced": 1.0})
+        'Left, percent of rows padded. 64 experts: top_k 12.9, balanced 0.0. Right, the step in even steps: top_k \
+1.65, balanced 1.00.'
+    """
+    sizes = [
+        f"{size}: " + ", ".join(f"{name} {value:.1f}" for name, value in row.items()) for size, row in padding.items()
+    ]
+    steps = ", ".join(f"{name} {value:.2f}" for name, value in step.items())
+    return f"Left, percent of rows padded. {'; '.join(sizes)}. Right, the step in even steps: {steps}."
 
 
 def _name_ends(axes: Axes, ends: list[tuple[float | int, float, str]]) -> None:
