@@ -19,7 +19,7 @@ ALONE := notebooks/00_start_here.ipynb
 ALONE += $(shell grep -lE 'time_interleaved|measure_products' notebooks/*.ipynb notebooks/solutions/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint format notebooks train grid gpu-train parallel bench bench-peers compile gpu doctor lock clean
+.PHONY: help setup lab test lint format site notebooks train grid gpu-train parallel bench bench-peers compile gpu doctor lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ lint: $(READY) ## ruff: rules and format
 format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+site: $(READY) ## write the lessons as a static site into site/, to be opened without a server
+	$(BIN)/python -m moe_lab site --out site
 
 notebooks: $(READY) ## run every lesson top to bottom and write its outputs (ONLY=01 for one)
 	$(BIN)/python -m moe_lab notebooks $(ONLY)

@@ -68,6 +68,8 @@ gc.disable()  # until all is imported: modules make no garbage worth looking for
 LONGEST = (
     "test_machine_code_gate.py",
     "test_widgets_page.py",
+    "test_site.py",
+    "test_wheel.py",
     "test_lesson_00.py",
     "test_parameters.py",
     "test_train.py",

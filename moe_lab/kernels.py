@@ -9,9 +9,10 @@ first imported, so this module has to come before it.
 
 import os
 import sys
-from pathlib import Path
 
 import torch
+
+from moe_lab.folders import find_folder
 
 if "TRITON_INTERPRET" not in os.environ and not torch.cuda.is_available():
     if "triton" in sys.modules:
@@ -25,6 +26,4 @@ if "TRITON_INTERPRET" not in os.environ and not torch.cuda.is_available():
 SWITCHED_ON = "MOE_LAB_SWITCHED_ON" in os.environ
 """Whether this module switched the interpreter on, for there is no GPU; if not, and it is on, then somebody asked."""
 
-_here = Path(__file__).parent
-# In a wheel the folder lies inside of the package, in a checkout beside it.
-__path__ = [str(folder) for folder in (_here / "kernels", _here.parent / "kernels") if folder.is_dir()][:1]
+__path__ = [str(find_folder("kernels"))]

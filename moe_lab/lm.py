@@ -13,12 +13,13 @@ from moe_lab.balancers import BALANCERS
 from moe_lab.checkpoint import read_config, read_tensors, write_json
 from moe_lab.checks import check_number, check_whole
 from moe_lab.config import LanguageModelConfig
+from moe_lab.folders import DATA
 from moe_lab.layers import FeedForward, MoE
 from moe_lab.routers import find_method, options_of, required_options
 from moe_lab.types import Routing
 
 VOCABULARY = 256  # bytes
-SHIPPED = Path(__file__).parents[1] / "data" / "checkpoints" / "stdlib-moe"
+SHIPPED = DATA / "checkpoints" / "stdlib-moe"
 
 
 class Attention(nn.Module):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from moe_lab.checkpoint import read_json
 from moe_lab.checks import check_whole
+from moe_lab.folders import DATA
 
-MODELS = Path(__file__).parents[1] / "data" / "models"
+MODELS = DATA / "models"
 FIGURES = ("total_params", "active_params", "flops_per_sequence")
 EMBEDDINGS = {"both": ("embedding", "output"), "output": ("output",), "none": ()}
 """What of the embeddings counts as active: input and output, the output projection only, or neither."""

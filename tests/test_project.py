@@ -16,7 +16,8 @@ PACKAGE = ROOT / "moe_lab"
 
 # A module may import from the rows above its own, and from its own row where that is its own package.
 LAYERS = [
-    {"checks", "activations", "doctor", "checkpoint", "figures", "wide", "kernels", "ranks"},
+    {"folders"},
+    {"checks", "activations", "doctor", "checkpoint", "figures", "wide", "kernels", "ranks", "lesson_rules"},
     {"sharded", "types", "config", "corpus", "models", "tracing", "cache", "machine_code"},
     {"accounting", "schedule"},
     {"operators"},

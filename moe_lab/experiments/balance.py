@@ -21,6 +21,7 @@ from moe_lab.checks import check_whole
 from moe_lab.config import LanguageModelConfig, TrainConfig
 from moe_lab.corpus import Corpus, draw_batch, standard_library
 from moe_lab.experiments.runner import time_steps
+from moe_lab.folders import DATA
 from moe_lab.lm import LanguageModel
 from moe_lab.routers import find_method, options_of
 from moe_lab.train import Trainer, describe_machine
@@ -28,7 +29,7 @@ from moe_lab.train import Trainer, describe_machine
 SEEDS = (0, 1, 2)
 GROUP = 64  # tokens in a row that balanced_causal balances: one text
 EVERY = 10  # steps between two samples of the loads
-RECORD = Path(__file__).parents[2] / "data" / "training" / "balance.json"
+RECORD = DATA / "training" / "balance.json"
 WEIGHTS = {"score": "sigmoid", "renormalise": True}  # the same for every method, so that only the selection differs
 ON_SCORES = {**WEIGHTS, "objective": "score"}
 MODEL = LanguageModelConfig(d_model=64, num_layers=2, context=64, d_expert=64, method="top_k", bias_rate=0.0)

@@ -10,9 +10,10 @@ from moe_lab.experiments.dense_vs_moe import PARTS, PRESETS, Preset, architectur
 from moe_lab.experiments.ratios import Ratios, compare_arms
 from moe_lab.experiments.runner import Run, run_missing, time_steps
 from moe_lab.experiments.scaling_law import Fit, fit_law
+from moe_lab.folders import DATA
 from moe_lab.train import Trainer, check_device, describe_machine
 
-RECORD = Path(__file__).parents[2] / "data" / "training" / "dense_vs_moe.json"
+RECORD = DATA / "training" / "dense_vs_moe.json"
 ROUNDS = 24  # in which every arm makes one step on the clock
 
 

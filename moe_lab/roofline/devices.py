@@ -7,11 +7,12 @@ from pathlib import Path
 from moe_lab.accounting.precision import BITS
 from moe_lab.checkpoint import read_json
 from moe_lab.checks import check_number
+from moe_lab.folders import DATA
 
 BYTES = {dtype: BITS[dtype] // 8 for dtype in ("bfloat16", "float16", "float32")}
 """Bytes of one number, for the dtypes that ceilings are known for."""
 KINDS = ("measured", "data sheet")
-RECORDS = Path(__file__).parents[2] / "data" / "benchmarks"
+RECORDS = DATA / "benchmarks"
 
 
 def check_dtype(dtype: str) -> str:

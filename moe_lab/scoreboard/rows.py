@@ -4,11 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_lab.folders import DATA
 from moe_lab.scoreboard.claims import CLAIMS
 from moe_lab.scoreboard.facts import Claim, Finding
 from moe_lab.scoreboard.verdicts import HOLDS, NOT_COMPARABLE, conditions_met, judge
 
-DATA = Path(__file__).parents[2] / "data"
 MOST_NAMES = 2  # conditions that a verdict lists by name
 
 

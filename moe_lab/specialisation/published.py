@@ -1,15 +1,15 @@
 """Published loads: how often OLMoE and Mixtral chose each expert on five kinds of text, as OLMoE's authors counted."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from moe_lab.checkpoint import read_json
+from moe_lab.folders import DATA
 
-PATH = Path(__file__).parents[2] / "data" / "routing" / "published_loads.json"
+PATH = DATA / "routing" / "published_loads.json"
 
 MIXTRAL_REPETITION = {
     "ArXiv": ((14.0, 27.9, 22.7), (46.5, 62.3, 52.9)),

@@ -9,24 +9,9 @@ import pytest
 from moe_lab.doctor import BROWSERS, find_browser
 
 WIDGETS = Path(__file__).parents[2] / "moe_lab" / "widgets"
-LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "about:")
+LOCAL = ("http://127.0.0.1:", "ws://127.0.0.1:", "file:", "data:", "blob:", "about:")
 
-# What a widget sees of a notebook, in a few lines: traits, and listeners to their changes.
-SHIM = """
-class Model {
-  constructor(traits) { this.traits = traits; this.listeners = {}; this.saved = 0; }
-  get(name) { return this.traits[name]; }
-  set(name, value) {
-    if (JSON.stringify(this.traits[name]) === JSON.stringify(value)) return;
-    this.traits[name] = value;
-    for (const listener of this.listeners[`change:${name}`] ?? []) listener();
-  }
-  on(event, listener) { (this.listeners[event] ??= []).push(listener); }
-  off(event, listener) { this.listeners[event] = this.listeners[event].filter((other) => other !== listener); }
-  save_changes() { this.saved += 1; }
-  count() { return Object.values(this.listeners).reduce((sum, some) => sum + some.length, 0); }
-}
-"""
+SHIM = (Path(__file__).parents[2] / "moe_lab" / "site" / "templates" / "model.js").read_text()
 
 
 # One a module and not one a session: while Playwright is open its event loop counts as running, and a later

@@ -1,4 +1,4 @@
-"""A reader opens lesson 00 in JupyterLab, runs it to its end, types a sentence, and sees the picture change."""
+"""In JupyterLab: lesson 00 from its first cell to its last, as a reader runs it; then every widget of the lab."""
 
 import contextlib
 import json
@@ -12,7 +12,15 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from moe_lab import widgets
+from moe_lab.notebooks import write
+from moe_lab.site.programs import widget_programs
+
+from .reactions import SAID, change_by_keyboard, change_by_mouse
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "00_start_here.ipynb"
 TOKEN = "for-this-test"  # bound to localhost, gone with the test
@@ -25,9 +33,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def lab(tmp_path):
-    """JupyterLab over a copy of the lesson: it saves by itself, and must not touch the committed file."""
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab over a copy of the lessons (it saves by itself, and must not touch ours): address and folder."""
+    tmp_path = tmp_path_factory.mktemp("lab")
     root = tmp_path / "lab"
     shutil.copytree(NOTEBOOK.parent, root / "notebooks")
     shutil.copy(NOTEBOOK.parents[1] / "GLOSSARY.md", root)  # the lesson links to it
@@ -47,7 +56,7 @@ def lab(tmp_path):
             time.sleep(0.2)
         else:
             pytest.fail(f"JupyterLab did not start: {(tmp_path / 'lab.log').read_text()[-2000:]}")
-        yield f"{address}/lab/tree/notebooks/{NOTEBOOK.name}?token={TOKEN}", root / "notebooks" / NOTEBOOK.name
+        yield address, root / "notebooks"
     finally:
         server.terminate()
         server.wait(20)
@@ -69,14 +78,20 @@ def scroll_to(page, place, down: bool = True) -> None:
     place.scroll_into_view_if_needed()
 
 
-def test_lesson_00_from_a_readers_chair(lab, page):
-    address, path = lab
+def run_all(page, lab, name: str) -> Path:
+    """Open a notebook and run all of it, by the menu; the file that JupyterLab saves."""
+    address, folder = lab
     page.set_viewport_size({"width": 1200, "height": 1500})
-    page.goto(address)
+    page.goto(f"{address}/lab/tree/notebooks/{name}?token={TOKEN}&reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=START_S)
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=START_S)  # else JupyterLab asks for a kernel
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    return folder / name
+
+
+def test_lesson_00_from_a_readers_chair(lab, page):
+    path = run_all(page, lab, NOTEBOOK.name)
 
     widget = page.locator(".text-view").first
     sentence = widget.locator(".summary")
@@ -111,3 +126,28 @@ def test_lesson_00_from_a_readers_chair(lab, page):
     figure = page.locator("figure img[alt^='Grid of 4 layers by 41 bytes']").first
     scroll_to(page, figure, down=False)
     assert figure.evaluate("image => image.naturalWidth") > 300
+
+
+def one_of_each(folder: Path) -> dict[str, str]:
+    """Class of a widget: the code that the first lesson with such a widget makes it by."""
+    programs = {}
+    for path in sorted(folder.glob("*.ipynb")):
+        for program in widget_programs(nbformat.read(path, as_version=4)):
+            programs.setdefault(program.sentence.split(":")[0], f"{program.source}\n{program.expression}")
+    return programs
+
+
+def test_every_widget_in_jupyterlab(lab, page):
+    programs = one_of_each(lab[1])
+    assert set(programs) == set(widgets.__all__), "every widget is in a lesson"
+    notebook = new_notebook(cells=[new_code_cell(source) for source in programs.values()])
+    write(notebook, lab[1] / "widgets.ipynb")
+    run_all(page, lab, "widgets.ipynb")
+    for number, name in enumerate(programs):
+        cell = page.locator(f".jp-Notebook .jp-Cell[data-windowed-list-index='{number}']")
+        widget = cell.locator(".jp-OutputArea-output").last
+        scroll_to(page, widget.locator("[aria-live]").first)
+        # JupyterLab takes off the page what is scrolled away, and draws it anew
+        widget.locator(SAID).filter(has_text=re.compile(r"\S")).first.wait_for(state="attached")
+        change_by_keyboard(page, widget)
+        change_by_mouse(page, widget, name)
