@@ -16,10 +16,10 @@ KEEPS = {"watched": 65536, "watched, loads only": 0}
 def watch(quick: bool = False) -> list[Case]:
     """A text of 512 tokens, and one token behind it: a small model with OLMoE's layer, in float32, on the CPU."""
     sizes = (2, 4, 2, 16, 8) if quick else (LAYERS, EXPERTS, TOP_K, D_MODEL, D_EXPERT)
-    length, repeats = (16, 3) if quick else (512, 41)
+    length, repeats = (16, 3) if quick else (512, 101)
     return [
         Case("prefill", lambda seconds: overhead(make_model(*sizes), length, False, repeats, seconds)),
-        Case("decode", lambda seconds: overhead(make_model(*sizes), length, True, 5 * repeats, seconds)),
+        Case("decode", lambda seconds: overhead(make_model(*sizes), length, True, 8 * repeats, seconds)),
     ]
 
 
