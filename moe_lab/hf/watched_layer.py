@@ -10,7 +10,7 @@ from moe_lab.balance import Balance, measure_balance
 from moe_lab.hf.ring import Ring
 
 FEW = 64
-"""Tokens of a call that may wait to be counted."""
+"""So many tokens may wait to be counted and kept."""
 
 
 class Visit(NamedTuple):
@@ -42,40 +42,56 @@ class WatchedLayer:
         self.name, self.num_experts, self.also = name, num_experts, also
         self.top_k = self.tokens = self.calls = self.padded = self.recomputed = 0
         self.aligned = True  # with the token ids: no call was missed, and none had other tokens
-        self.experts_kept = Ring(keep, torch.int16 if num_experts < 2**15 else torch.int32, empty=-1)
-        self.weights_kept: Ring | None = None
+        self._experts_kept = Ring(keep, torch.int16 if num_experts < 2**15 else torch.int32, empty=-1)
+        self._weights_kept: Ring | None = None
         self._counts: Tensor | None = None  # with empty slots before the first expert and behind the last
-        self._uncounted = 0
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._tokens_waiting = 0
 
     def add(self, visit: Visit) -> None:
-        """Take a call: keep its last tokens, and count all of them, now or later.
+        """Take a call: count its tokens and keep the last of them, now or later.
 
-        A decode step brings one token, and counting one costs nearly as much as counting hundreds. So few tokens wait
-        until the ring that keeps them needs their places, or somebody asks.
+        A decode step brings one token, and taking in one costs nearly as much as taking in hundreds. So few tokens wait
+        until there are more, or somebody asks.
         """
         experts, weights, top_k = visit
-        if weights.requires_grad:
-            weights = weights.detach()
-        if self.weights_kept is None:
-            self.weights_kept = Ring(self.experts_kept.size, weights.dtype)
+        weights = weights.detach() if weights.requires_grad else weights
         many = len(experts)
-        if self._uncounted and (many > FEW or self._uncounted + many > self.experts_kept.size):
-            self._count_kept()
-        if many > min(FEW, self.experts_kept.size):
-            self._count(experts)
-        else:
-            self._uncounted += many
-        self.experts_kept.add(experts)
-        self.weights_kept.add(weights)
+        if self._waiting and experts.shape[1] != self._waiting[0][0].shape[1]:
+            self._take_in()
+        self._waiting.append((experts.clone(), weights.clone()) if many < FEW else (experts, weights))
+        self._tokens_waiting += many
+        if self._tokens_waiting >= FEW:
+            self._take_in()
         self.tokens += many
         self.calls += 1
         self.top_k = max(self.top_k, top_k)
 
-    def _count_kept(self) -> None:
-        """Count the kept tokens that were not counted yet."""
-        if self._uncounted:
-            self._count(self.experts_kept.read(self._uncounted))
-            self._uncounted = 0
+    def _take_in(self) -> None:
+        """Count and keep the tokens that wait."""
+        if not self._waiting:
+            return
+        experts, weights = (
+            torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*self._waiting, strict=True)
+        )
+        self._waiting, self._tokens_waiting = [], 0
+        self._count(experts)
+        if self._weights_kept is None:
+            self._weights_kept = Ring(self._experts_kept.size, weights.dtype)
+        self._experts_kept.add(experts)
+        self._weights_kept.add(weights)
+
+    @property
+    def experts_kept(self) -> Ring:
+        """The ring of experts, with all that came."""
+        self._take_in()
+        return self._experts_kept
+
+    @property
+    def weights_kept(self) -> Ring | None:
+        """The ring of weights, with all that came; None before the first call."""
+        self._take_in()
+        return self._weights_kept
 
     def _count(self, experts: Tensor) -> None:
         numbers = experts.reshape(-1).long().clamp(-1, self.num_experts) + 1
@@ -88,7 +104,7 @@ class WatchedLayer:
     @property
     def load(self) -> Int64[Tensor, " num_experts"]:
         """Assignments per expert, of every token."""
-        self._count_kept()
+        self._take_in()
         if self._counts is None:
             return torch.zeros(self.num_experts, dtype=torch.int64)
         return self._counts[1:-1].cpu().clone()
@@ -114,7 +130,7 @@ class WatchedLayer:
     @property
     def kept(self) -> int:
         """How many tokens are kept."""
-        return min(self.tokens, self.experts_kept.size)
+        return min(self.tokens, self._experts_kept.size)
 
     @property
     def bytes(self) -> int:
@@ -140,7 +156,7 @@ class WatchedLayer:
     def restore(self, load: Int64[Tensor, " num_experts"], experts: Tensor, weights: Tensor, **counts: int) -> None:
         """Become what was saved; ``counts`` are the numbers of the same names."""
         self._counts = torch.nn.functional.pad(load, (1, 1))
-        self.weights_kept = Ring(self.experts_kept.size, weights.dtype)
+        self._weights_kept = Ring(self._experts_kept.size, weights.dtype)
         for name, value in counts.items():
             setattr(self, name, value)
         for ring, rows in ((self.experts_kept, experts), (self.weights_kept, weights)):
