@@ -249,3 +249,9 @@ def test_widget_state_is_caught(tmp_path):
     path = saved(a_good_notebook(), tmp_path)
     path.write_text(path.read_text().replace('"kernelspec"', '"widgets": {}, "kernelspec"'))
     assert "it holds widget state" in problems(path)
+
+
+@pytest.mark.parametrize("path", [path for path in LESSONS if path.parent == FOLDER], ids=lambda path: path.stem)
+def test_a_lessons_run_was_measured(path):
+    measured = nbformat.read(path, as_version=4).metadata.get("moe_lab", {})
+    assert {"run_seconds", "machine", "date"} <= set(measured), "make notebooks"

@@ -64,8 +64,8 @@ def lessons() -> dict[str, tuple[str, list[str]]]:
 
 
 def _title(number: str) -> str:
-    """What stands above the lesson behind its number; "Lesson" where the notebooks are not at hand."""
+    """What stands above the lesson between its number and a colon; "Lesson" where the notebooks are not at hand."""
     for path in NOTEBOOKS.glob(f"{number}_*.ipynb"):
         heading = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()[0]
-        return heading.partition("·")[2].strip()
+        return heading.partition("·")[2].partition(":")[0].strip()
     return "Lesson"
