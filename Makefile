@@ -35,8 +35,8 @@ $(READY): requirements.lock pyproject.toml
 	@# torch alone and first: resolved together with the rest, pip may fetch another build of it before it settles
 	$(INSTALL) torch
 	$(INSTALL) --editable '.[dev]'
-	@# pip would compile file by file, on one core, the packages' own tests too; what cannot be compiled is a template
-	@$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib || true
+	@# pip would compile file by file, on one core, all that nobody imports, too; what cannot be compiled is a template
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests/|/testing/|/transformers/models/|/torch/onnx/|/pip/' $(VENV)/lib || true
 	@# no questions about news in a laboratory that uses no network
 	@mkdir -p $(SETTINGS)
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \

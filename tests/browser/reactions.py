@@ -42,10 +42,16 @@ def change_by_keyboard(page, widget) -> str:
     raise AssertionError(f"no key changes what this says: {said(widget)}")
 
 
+def _once_it_has_answered(page, widget):
+    """The controls again, after a widget that the keyboard made ask for a kernel has given up waiting for one."""
+    page.wait_for_timeout(5000)
+    yield from usable(widget, BY_MOUSE)
+
+
 def change_by_mouse(page, widget, name: str) -> str:
     """Click until the widget says something else, or shows it, where the mouse can do no more."""
     read = (lambda box: box.inner_text()) if name in SYSTEM_DRAWN else said
-    for control in usable(widget, BY_MOUSE):
+    for control in itertools.chain(usable(widget, BY_MOUSE), _once_it_has_answered(page, widget)):
         box = control.bounding_box()
         for share in (0.8, 0.2):  # of a slider's way
             before = read(widget)

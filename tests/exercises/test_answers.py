@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import triton
 
+from moe_lab.exercises import watched
+
 NUMBERS = sorted(path.stem[-2:] for path in (Path(__file__).parents[1] / "mutants").glob("answers_*.py"))
 LESSONS = [import_module(f"..mutants.answers_{number}", __package__) for number in NUMBERS]
 EXERCISES = {
@@ -40,11 +42,31 @@ def test_a_right_answer_passes(exercise_id, answer):
     assert len(exercise.properties) >= PROPERTIES[exercise_id] and len(exercise.hints) == 3
 
 
+def first_fault(exercise_id, answer):
+    """What the first property that an answer fails says of it, or raises; None if it has them all."""
+    for holds in EXERCISES[exercise_id].properties.values():
+        try:
+            fault = holds(watched(answer))
+        except Exception as error:
+            fault = f"it raised {type(error).__name__}: {error}"
+        if fault is not None:
+            return fault
+    return None
+
+
 @pytest.mark.parametrize(("exercise_id", "slip"), [(key, slip) for key in sorted(WRONG) for slip in WRONG[key]])
 def test_a_wrong_answer_is_refused_with_a_reason(exercise_id, slip):
-    outcome = EXERCISES[exercise_id].examine(WRONG[exercise_id][slip])
+    fault = first_fault(exercise_id, WRONG[exercise_id][slip])
+    assert fault
+    assert len(fault) < 350, fault
+
+
+@pytest.mark.parametrize("exercise_id", EXERCISES)
+def test_the_message_names_the_first_failing_property(exercise_id):
+    wrong = next(iter(WRONG[exercise_id].values()))
+    outcome = EXERCISES[exercise_id].examine(wrong)
     assert not outcome.solved
-    assert "First failing" in outcome.says
+    assert "properties hold. First failing: " in outcome.says
     assert len(outcome.says) < 400, outcome.says
 
 
