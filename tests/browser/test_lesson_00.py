@@ -96,6 +96,7 @@ def test_lesson_00_from_a_readers_chair(lab, page):
     widget = page.locator(".text-view").first
     sentence = widget.locator(".summary")
     scroll_to(page, widget)
+    sentence.filter(has_text="Layer 0, first choice: 41 bytes").wait_for()  # JupyterLab draws again what was away
     assert sentence.inner_text().startswith("Layer 0, first choice: 41 bytes")
     before = widget.locator(".chip").all_inner_texts()
     assert len(before) == 41
