@@ -53,7 +53,7 @@ def standard_library(folder: str | None = None) -> Corpus:
     Raises FileNotFoundError where Python was installed without its source.
     """
     root = Path(folder or sysconfig.get_path("stdlib"))
-    texts = [text for text in (path.read_bytes() for path in _python_files(root)) if text]
+    texts = [text for text in (path.read_bytes() for path in python_files(root)) if text]
     if len(texts) < VALIDATION_EVERY:
         raise FileNotFoundError(f"folder {root} holds {len(texts)} Python files with text; at least 10 are needed")
     held_out = texts[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]
@@ -67,7 +67,7 @@ def standard_library(folder: str | None = None) -> Corpus:
     )
 
 
-def _python_files(root: Path) -> list[Path]:
+def python_files(root: Path) -> list[Path]:
     """All source files below root in the order of their paths, without entering folders that are left out."""
     found = []
     for folder, inner, names in os.walk(root):

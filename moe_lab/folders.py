@@ -21,3 +21,4 @@ def find_folder(name: str) -> Path:
 
 
 DATA = find_folder("data")
+NOTEBOOKS = PACKAGE.parent / "notebooks"  # in a checkout alone

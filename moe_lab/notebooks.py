@@ -12,10 +12,11 @@ import nbformat
 from nbclient import NotebookClient
 from tqdm.auto import tqdm
 
+from moe_lab.folders import NOTEBOOKS
 from moe_lab.lesson_rules import voice_problems
 from moe_lab.profiling.machine import processor_name
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
+FOLDER = NOTEBOOKS
 MAX_BYTES = 300_000
 MAX_CELL_LINES = 25
 CELL_TIMEOUT_S = 120

@@ -3,11 +3,10 @@
 import html
 import json
 import pkgutil
-from pathlib import Path
 
 import moe_lab.exercises
+from moe_lab.folders import NOTEBOOKS
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 MARKS = {"solved": "●", "tried": "◐", "open": "○"}
 
 

@@ -1,9 +1,10 @@
 """The worked solutions of the exercises, read from the notebooks that hold them and that are run as tests."""
 
 import json
-from pathlib import Path
 
-SOLUTIONS = Path(__file__).parents[2] / "notebooks" / "solutions"
+from moe_lab.folders import NOTEBOOKS
+
+SOLUTIONS = NOTEBOOKS / "solutions"
 
 
 def worked_solution(exercise_id: str) -> str | None:

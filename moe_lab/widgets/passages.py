@@ -7,7 +7,7 @@ import sysconfig
 import warnings
 from pathlib import Path
 
-from moe_lab.corpus import VALIDATION_EVERY, _python_files
+from moe_lab.corpus import VALIDATION_EVERY, python_files
 
 FEWEST_BYTES, MOST_BYTES = 512, 1024
 
@@ -38,7 +38,7 @@ def held_out_passages() -> dict[str, str]:
 def held_out_files(folder: str | None = None) -> dict[str, Path]:
     """The files that `standard_library` holds out, by their paths in it."""
     root = Path(folder or sysconfig.get_path("stdlib"))
-    found = [path for path in _python_files(root) if path.stat().st_size]
+    found = [path for path in python_files(root) if path.stat().st_size]
     return {path.relative_to(root).as_posix(): path for path in found[VALIDATION_EVERY - 1 :: VALIDATION_EVERY]}
 
 

@@ -1,12 +1,12 @@
 """No family of Transformers with experts is forgotten: each is counted, or named here with the reason why not."""
 
-import re
 from pathlib import Path
 
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from moe_lab.accounting.families import FAMILIES
+from moe_lab.hf import families
 
 NOT_COUNTED: dict[str, str] = {
     "diffusion_gemma": "writes a block of text in steps, so a token has no cost of its own; its stacks share weights",
@@ -17,17 +17,10 @@ NOT_COUNTED: dict[str, str] = {
 }
 """Families of Transformers with experts that the count does not cover, and why."""
 
-EXPERTS = re.compile(r"use_experts_implementation|num_experts_per_tok|num_local_experts|moe_top_k|\.experts\b")
-
-
-def families_with_experts(models):
-    """Model types whose modelling code has experts, found by reading it."""
-    return {path.parent.name for path in models.glob("*/modeling_*.py") if EXPERTS.search(path.read_text())}
-
 
 def test_every_family_with_experts_is_counted_or_named():
     models = Path(transformers.__file__).parent / "models"
-    found = families_with_experts(models)
+    found = {family.name for family in families()}
     covered = {name.removesuffix("_text").replace("-", "_") for name in FAMILIES}
     assert not set(NOT_COUNTED) & covered
     assert found - covered - set(NOT_COUNTED) == set()
