@@ -79,7 +79,7 @@ def test_every_property_refuses_something(exercise_id):
 
 def refuses(holds, answer):
     try:
-        return holds(answer) is not None
+        return holds(watched(answer)) is not None
     except Exception:
         return True
 
