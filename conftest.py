@@ -12,6 +12,7 @@ from pathlib import Path
 
 import beartype
 import jaxtyping
+import pytest
 import torch
 from jaxtyping import _decorator
 
@@ -79,6 +80,12 @@ LONGEST = (
     "test_widget_logic.py",
 )
 """Files that take longest, some of them for one test. Begun last, one of them would run while the other cores wait."""
+
+
+@pytest.hookimpl
+def pytest_xdist_auto_num_workers(config):
+    """One process more than there are cores, for browsers, compilers and ranks are waited for; no more than eight."""
+    return min(os.cpu_count() + 1, 8)
 
 
 def pytest_collection_modifyitems(items):

@@ -53,13 +53,15 @@ def auto_class(config):
     return transformers.AutoModelForCausalLM
 
 
-@pytest.fixture(autouse=True)
-def no_config_is_written_out(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def no_config_is_written_out():
     """Transformers makes text of every config, with all its fields, for a log that is switched off."""
-    monkeypatch.setattr(transformers.PreTrainedConfig, "__repr__", object.__repr__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.PreTrainedConfig, "__repr__", object.__repr__)
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_config():
     """Call ``small_config(model_type, **changes)``: the family's defaults, small where it has the usual fields."""
 
@@ -72,13 +74,13 @@ def small_config():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fields_of():
     """Call ``fields_of(config, model_type)``: the fields that the count reads, under the family's own name."""
     return lambda config, model_type: {**config.to_dict(), "model_type": model_type}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build():
     """Call ``build(config, device)``: the model with its output projection; on the meta device it has no weights."""
 

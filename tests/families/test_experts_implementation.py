@@ -1,4 +1,5 @@
-"""Every family with Transformers' experts interface on our operators: logits, gradients, what is written."""
+"""Every family with Transformers' experts interface: on our operators logits, gradients and what is written, and under
+a watch not one bit that changes and no assignment that is missed."""
 
 import importlib.util
 import pkgutil
@@ -39,6 +40,10 @@ def test_every_family_with_the_interface_is_tried():
     assert len(with_interface) >= 60
     assert with_interface == {folder_of(name) for name in FAMILIES} | {DIFFUSION}
     assert with_interface == {family.name for family in hf.families() if family.served}
+
+
+TOKENS = torch.arange(12).expand(2, 12)
+"""A text, and the same text."""
 
 
 def denoising_model():
@@ -86,21 +91,27 @@ def generate(model, tokens, implementation):
     return tokens
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # in Transformers' generation by diffusion
-@pytest.mark.parametrize("model_type", [*FAMILIES, DIFFUSION])
-def test_logits_gradients_and_what_is_written_are_those_of_eager(model_type, small_config, build, agree):
-    hf.register()
-    if model_type == DIFFUSION:
+@pytest.fixture(scope="module", params=[*FAMILIES, DIFFUSION])
+def model(request, small_config, build):
+    """A small model of a family, with experts whose answers show beside the residual stream, and biases."""
+    if request.param == DIFFUSION:
         model = denoising_model().eval()
     else:
-        config = small_config(model_type, **ALL_IDS.get(model_type, {}))
+        config = small_config(request.param, **ALL_IDS.get(request.param, {}))
         model = build(config, "cpu", attn_implementation="eager").eval()
     draw = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
-        if parameter.dim() == 3:  # experts: as they are drawn, their answers are lost beside the residual stream
+        if parameter.dim() == 3:
             parameter.data.normal_(std=0.5 * parameter.shape[-1] ** -0.5, generator=draw)
         elif name.endswith("bias"):
             parameter.data.normal_(std=0.1, generator=draw)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # in Transformers' generation by diffusion
+def test_logits_gradients_and_what_is_written_are_those_of_eager(model, request, agree):
+    hf.register()
+    model_type = request.node.callspec.params["model"]
     tokens = torch.arange(24).reshape(2, 12)
     (want, wanted), (got, gradients) = (run(model, tokens, name) for name in ("eager", "moe_lab"))
     agree(f"{model_type}: logits", got, want, 1e-5)
@@ -116,6 +127,45 @@ def test_logits_gradients_and_what_is_written_are_those_of_eager(model_type, sma
         want, got = (generate(model, tokens, name) for name in ("eager", "moe_lab"))
     assert (want is None) == (model_type == "openai_privacy_filter")  # it labels tokens
     assert want is None or (torch.equal(got, want) and want.shape[1] > tokens.shape[1])
+
+
+def forward(model, **options):
+    written = {"decoder_input_ids": TOKENS[:, :7]} if model.config.is_encoder_decoder else {}
+    torch.manual_seed(1)  # the diffusion model draws
+    with torch.no_grad():
+        return model(TOKENS, use_cache=False, **written, **options)
+
+
+def logits_of(answer):
+    return getattr(answer, "logits", answer)
+
+
+def test_watched_no_bit_changes_and_every_assignment_is_seen(model, monkeypatch):
+    switch(model, "eager")
+    want = logits_of(forward(model))
+    seen = hf.watch(model)
+    counts = {}
+
+    def count(path, experts, x, top_k_index, top_k_weights):
+        """A loop beside the experts' own: which experts each token is sent to."""
+        for row in top_k_index.tolist():
+            for expert in row:
+                counts.setdefault(path, [0] * experts.num_experts)[expert] += 1
+        return type(experts).forward(experts, x, top_k_index, top_k_weights)
+
+    for path, experts in hf.experts.experts_of(model).items():
+        monkeypatch.setattr(experts, "forward", lambda *given, path=path, ours=experts: count(path, ours, *given))
+    with seen:
+        got = logits_of(forward(model))
+    assert torch.equal(got, want)
+    assert counts == {layer.name: layer.load.tolist() for layer in seen.layers if layer.calls}
+    if model.config.model_type == DIFFUSION:  # reads the text and a canvas that it drew: no ids to put beside them
+        assert seen.token_ids is None
+        return
+    assert seen.token_ids.equal(TOKENS.reshape(-1))
+    for layer in seen.layers:
+        if layer.calls:  # a text and the same text: rows that were not in the order of the ids would differ
+            assert layer.experts[:12].equal(layer.experts[12:]) and len(layer.experts) == layer.tokens == 24
 
 
 @pytest.mark.parametrize("model_type", ["switch_transformers", "llama4_text", "jetmoe"])

@@ -17,7 +17,7 @@ from moe_lab.parallel.trainer import ParallelTrainer, check_ranks, train_on_rank
 from moe_lab.train import Trainer, alone_in, export, train
 
 SMALL = LanguageModelConfig(d_model=16, num_layers=1, num_heads=2, context=16, d_expert=8, num_experts=4, num_shared=1)
-FAST = TrainConfig(steps=50, batch=8, warmup=5, validate_every=50, checkpoint_every=25, aux_loss="switch_aux")
+FAST = TrainConfig(steps=20, batch=8, warmup=5, validate_every=20, checkpoint_every=10, aux_loss="switch_aux")
 DRAW = torch.Generator().manual_seed(3)
 LETTERS = (torch.randint(97, 123, (size,), generator=DRAW, dtype=torch.uint8) for size in (4000, 500))
 TEXT = Corpus(*LETTERS, files=1, source="letters", fingerprint="letters")
