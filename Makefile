@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint requirements.lock
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+LOCKER := .cache/locker
 SETTINGS := $(VENV)/share/jupyter/lab/settings
 PORT ?= 8888
 # JupyterLab refuses to run as root unless told; in a container root is what there is.
@@ -19,22 +20,25 @@ ALONE := notebooks/00_start_here.ipynb
 ALONE += $(shell grep -lE 'time_interleaved|measure_products' notebooks/*.ipynb notebooks/solutions/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab test lint format site notebooks train grid gpu-train parallel bench bench-peers compile gpu doctor lock clean
+.PHONY: help setup lab test lint format fuzz drills numerics soak coverage site notebooks train grid gpu-train parallel bench \
+  bench-peers compile gpu doctor lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv with the pinned packages (the other targets do it by themselves)
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock torch.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "moe-lab needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || \
 	  { echo "$(PYTHON) lacks the venv module. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@# torch alone and first: resolved together with the rest, pip may fetch another build of it before it settles
-	$(INSTALL) torch
-	$(INSTALL) --editable '.[dev]'
+	@# a file with another hash than the lock's is refused; nothing is resolved, and nothing is fetched to build with
+	$(INSTALL) --require-hashes --no-deps --requirement requirements.lock
+	@# torch alone: its builds differ, and resolved together with the rest, pip may fetch another before it settles
+	$(INSTALL) --requirement torch.lock
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	@# pip would compile file by file, on one core, all that nobody imports, too; what cannot be compiled is a template
 	@$(BIN)/python -W ignore -m compileall -qq -j 0 -x '/tests/|/testing/|/transformers/models/|/torch/onnx/|/pip/' $(VENV)/lib || true
 	@# no questions about news in a laboratory that uses no network
@@ -45,14 +49,14 @@ $(READY): requirements.lock pyproject.toml
 
 lab: $(READY) ## open JupyterLab on lesson 00, on this machine only (PORT=8888)
 	$(BIN)/jupyter lab $(AS_ROOT) --ip=127.0.0.1 --port=$(PORT) --notebook-dir=. \
-	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
+	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.extension_manager=readonly \
 	  --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: export PYTHONDONTWRITEBYTECODE = # what is compiled once is compiled once
 # without a package that takes whoever reads notebooks two seconds of a core to import
 test: export PYTHONPATH = $(CURDIR)/.ci/without
 test: lint ## ruff, every test, and every notebook compared with its committed outputs
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations=25 --nbval \
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=25 --nbval \
 	  tests moe_lab $(filter-out $(ALONE),$(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb))
 	$(BIN)/python -m pytest --nbval $(ALONE)
 
@@ -63,6 +67,29 @@ lint: $(READY) ## ruff: rules and format
 format: $(READY) ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fuzz: $(READY) ## some 26,000 odd inputs, in about 6 minutes; counts at the end (FUZZ_SEED=... repeats a run)
+	@# atheris has wheels for Linux on x86-64 and Python 3.11 to 3.13; elsewhere hypothesis does it alone
+	$(INSTALL) --require-hashes --no-deps --requirement fuzz.lock
+	$(BIN)/python -m tests.fuzz
+
+drills: $(READY) ## every fault drill: kills, full disks, closed folders, hostile pages, lost ranks
+	MOE_LAB_DRILLS=1 $(BIN)/python -m pytest -q tests/drills
+
+numerics: $(READY) ## every extreme number in every backend, interpreted kernels included (a minute)
+	MOE_LAB_THOROUGH=1 $(BIN)/python -m pytest -q tests/numerics
+
+soak: $(READY) ## ten thousand steps and a hundred opens of every widget, to see that nothing grows (about half an hour)
+	MOE_LAB_SOAK=1 $(BIN)/python -m pytest -o addopts="--import-mode=importlib --strict-markers" -q tests/soak
+
+# Without the browser's tests: what they run in Python, others run, too.
+coverage: export PYTHONPATH = $(CURDIR)/.ci/without
+coverage: $(READY) ## which lines of moe_lab and kernels the tests reach; at least 95 % (about forty minutes)
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --ignore tests/browser --ignore tests/soak \
+	  tests moe_lab
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report
 
 site: $(READY) ## write the lessons as a static site into site/, to be opened without a server
 	$(BIN)/python -m moe_lab site --out site
@@ -80,7 +107,7 @@ gpu-train: $(READY) ## the same race with models of 34 M dense parameters, on a 
 	$(BIN)/python -m moe_lab experiment dense_vs_moe --preset gpu --part race
 
 # A killed rank starts all of them again, from the last checkpoint.
-TORCHRUN = $(BIN)/torchrun --standalone --max-restarts 3
+TORCHRUN = $(BIN)/python -m moe_lab.parallel.torchrun --max-restarts 3
 parallel: $(READY) ## train the small language model on 2 ranks, then on 4, experts spread over them, into runs/ (STEPS=100)
 	$(TORCHRUN) --nproc-per-node 2 -m moe_lab train --out runs/parallel-2 --steps $(or $(STEPS),100)
 	$(TORCHRUN) --nproc-per-node 4 -m moe_lab train --out runs/parallel-4 --steps $(or $(STEPS),100)
@@ -123,9 +150,16 @@ gpu: $(READY) ## on a machine with a CUDA device: its tests, the compile check, 
 doctor: $(READY) ## say what this machine can run
 	$(BIN)/python -m moe_lab doctor
 
-lock: ## write requirements.lock from what .venv holds (after changing pyproject.toml)
-	$(BIN)/python -m pip freeze --exclude-editable | \
-	  sed -E -e 's/\+cpu$$//' -e "s/^(triton==.*)/\1; sys_platform == 'linux'/" > requirements.lock
+lock: ## write requirements.lock anew after changing pyproject.toml (UPGRADE=1: newer versions of everything)
+	@test -x $(LOCKER)/bin/uv || { $(PYTHON) -m venv $(LOCKER) && $(LOCKER)/bin/python -m pip install --quiet uv==0.13.9; }
+	@# pins that still fit stay, since uv finds them in the file that it is to write
+	cat requirements.lock torch.lock > $(LOCKER)/all
+	$(LOCKER)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' | \
+	  $(LOCKER)/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate $(if $(UPGRADE),--upgrade) \
+	  --extra dev --constraint torch.lock --output-file $(LOCKER)/all pyproject.toml - > /dev/null
+	@# without torch, and without the CUDA libraries that its build from PyPI asks for
+	{ grep '^#' requirements.lock; sed -E '/^(torch|nvidia-|cuda-)/,/[^\\]$$/d' $(LOCKER)/all; } > $(LOCKER)/new
+	cp $(LOCKER)/new requirements.lock
 
 clean: ## delete .venv and every cache
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

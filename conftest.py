@@ -78,6 +78,8 @@ LONGEST = (
     "test_compile.py",
     "test_answers.py",
     "test_widget_logic.py",
+    "test_writers.py",
+    "test_security.py",
 )
 """Files that take longest, some of them for one test. Begun last, one of them would run while the other cores wait."""
 

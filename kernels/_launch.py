@@ -14,20 +14,38 @@ def check_tensors(dtypes=DTYPES, **tensors):
 
     Triton's interpreter multiplies the bit patterns of bfloat16 as if they were whole numbers, without a word.
     """
-    first, device = next((name, tensor.device) for name, tensor in tensors.items())
+    check_places(**tensors)
     for name, tensor in tensors.items():
         if tensor.dtype not in dtypes:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise TypeError(f"{name} must be {allowed}; got {str(tensor.dtype).removeprefix('torch.')}")
-        if tensor.device != device:
-            raise ValueError(f"{name} is on {tensor.device} and {first} on {device}; they must be on one device")
         if tensor.dtype == torch.bfloat16 and INTERPRET:
             raise TypeError(
                 f"{name} is bfloat16, which Triton's interpreter computes wrongly; "
                 "use float32 or float16 where there is no GPU"
             )
+
+
+def check_places(**tensors):
+    """Refuse what is no dense tensor, and tensors that are not all on one device, where a kernel can run."""
+    first, device = None, None
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got the layout {tensor.layout}")
+        first, device = first or name, device or tensor.device
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device} and {first} on {device}; they must be on one device")
     if device.type == "cpu" and not INTERPRET:
         raise ValueError(f"{first} is on cpu, where Triton kernels run only under TRITON_INTERPRET=1")
+
+
+def check_dims(dims, **tensors):
+    """Refuse tensors of another number of dimensions."""
+    for name, tensor in tensors.items():
+        if tensor.dim() != dims:
+            raise ValueError(f"{name} must have {dims} dimensions, got {tuple(tensor.shape)}")
 
 
 def family(device):

@@ -23,7 +23,7 @@ import triton.language as tl
 
 from ._activations import activate_reference, apply_function, differentiate, find_function
 from ._inputs import make_table
-from ._launch import INTERPRET, check_tensors, normal
+from ._launch import INTERPRET, check_dims, check_places, check_tensors, normal
 
 BLOCK_R, BLOCK_F = (16, 32) if INTERPRET else (4, 512)
 
@@ -102,6 +102,8 @@ def activation_backward(da, hidden, weights, table, block_m, activation="swiglu"
     """
     function, gated = find_function(activation)
     check_tensors(da=da, hidden=hidden)
+    check_places(da=da, weights=weights, row_assignment=table.row_assignment)
+    check_dims(2, da=da, hidden=hidden)
     rows, d_expert = da.shape
     if da.dtype != hidden.dtype or hidden.shape != (rows, d_expert * (2 if gated else 1)):
         raise ValueError(

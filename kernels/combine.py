@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from ._inputs import make_table
-from ._launch import INTERPRET, check_tensors, normal
+from ._launch import INTERPRET, check_dims, check_places, check_tensors, normal
 
 BLOCK_TOKENS, BLOCK_D = (16, 512) if INTERPRET else (2, 512)
 
@@ -59,6 +59,8 @@ def _combine_kernel(
 def combine(rows, assignment_row):
     """(rows, d_model) and int32 (tokens, slots) -> (tokens, d_model), summed in float32, in the dtype of ``rows``."""
     check_tensors(rows=rows)
+    check_places(rows=rows, assignment_row=assignment_row)
+    check_dims(2, rows=rows, assignment_row=assignment_row)
     tokens, slots = assignment_row.shape
     y = rows.new_empty(tokens, rows.shape[1])
     block_d = min(BLOCK_D, triton.next_power_of_2(max(rows.shape[1], 1)))

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from ._inputs import make_routing
-from ._launch import INTERPRET, check_tensors, normal
+from ._launch import INTERPRET, check_dims, check_places, check_tensors, normal
 
 BLOCK_N, BLOCK_K = (16, 32) if INTERPRET else (16, 256)
 
@@ -68,6 +68,8 @@ def decode_down(a, w, experts):
     ``w`` is (num_experts, d_model, d_expert); ``experts`` (tokens, slots) with -1 for an empty slot.
     """
     check_tensors(a=a, w=w)
+    check_places(a=a, experts=experts)
+    check_dims(3, a=a, w=w)
     if a.dtype != w.dtype or a.shape[2] != w.shape[2] or a.shape[:2] != experts.shape:
         raise ValueError(
             f"a is {tuple(a.shape)} {a.dtype}, w {tuple(w.shape)} {w.dtype}, experts {tuple(experts.shape)}: "

@@ -22,7 +22,7 @@ import triton.language as tl
 
 from ._activations import activate_reference, apply_function, find_function
 from ._inputs import make_routing
-from ._launch import INTERPRET, check_tensors, normal
+from ._launch import INTERPRET, check_dims, check_places, check_tensors, normal
 
 BLOCK_N, BLOCK_K = (16, 32) if INTERPRET else (16, 256)
 
@@ -87,6 +87,9 @@ def decode_up(x, w, experts, weights, activation="swiglu"):
     """
     function, gated = find_function(activation)
     check_tensors(x=x, w=w)
+    check_places(x=x, experts=experts, weights=weights)
+    check_dims(2, x=x, experts=experts)
+    check_dims(3, w=w)
     halves = 2 if gated else 1
     if x.dtype != w.dtype or x.shape[1] != w.shape[2] or w.shape[1] % halves:
         raise ValueError(f"x is {tuple(x.shape)} {x.dtype} and w {tuple(w.shape)} {w.dtype}: they do not fit")

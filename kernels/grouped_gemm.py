@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from ._inputs import make_table
-from ._launch import check_tensors, choose_config, normal, num_programs
+from ._launch import check_dims, check_places, check_tensors, choose_config, normal, num_programs
 from ._tiles import aligned, describe, load_expert_tile, load_tile, store_tile
 from .tile_order import grouped
 
@@ -92,6 +92,9 @@ def grouped_gemm(x, w, tile_expert, num_tiles, block_m, *, transposed=False, con
     tiles: 1 is row-major, one above the number of row tiles column-major. Nothing waits for the GPU.
     """
     check_tensors(x=x, w=w)
+    check_places(x=x, tile_expert=tile_expert, num_tiles=num_tiles)
+    check_dims(2, x=x)
+    check_dims(3, w=w)
     inner, columns = w.shape[1:] if transposed else (w.shape[2], w.shape[1])
     if x.shape[1] != inner or x.dtype != w.dtype:
         raise ValueError(f"x is {tuple(x.shape)} {x.dtype} and w {tuple(w.shape)} {w.dtype}: they do not fit")

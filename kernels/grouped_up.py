@@ -27,7 +27,7 @@ import triton.language as tl
 
 from ._activations import activate_reference, apply_function, find_function
 from ._inputs import make_table
-from ._launch import INTERPRET, check_tensors, choose_config, normal, num_programs
+from ._launch import INTERPRET, check_dims, check_places, check_tensors, choose_config, normal, num_programs
 from ._tiles import aligned, describe, gather_tile, load_half_tiles, load_tile, store_half_tile
 from .grouped_gemm import grouped_gemm_reference
 from .tile_order import grouped
@@ -123,9 +123,14 @@ def grouped_up(x, w, weights, table, block_m, activation="swiglu", gather=False,
     """
     function, gated = find_function(activation)
     check_tensors(x=x, w=w)
+    check_places(x=x, weights=weights, load=table.load)
+    check_dims(2, x=x)
+    check_dims(3, w=w)
     halves = 2 if gated else 1
     if x.dtype != w.dtype or x.shape[1] != w.shape[2] or w.shape[1] % halves:
         raise ValueError(f"x is {tuple(x.shape)} {x.dtype} and w {tuple(w.shape)} {w.dtype}: they do not fit")
+    if w.shape[0] != table.load.numel():
+        raise ValueError(f"w must have {table.load.numel()} experts, as the table says; got {w.shape[0]}")
     length = table.assignment_row.shape[0] if gather else table.row_assignment.numel()
     if x.shape[0] != length or weights.shape != table.assignment_row.shape:
         raise ValueError(

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from ._inputs import make_table
-from ._launch import INTERPRET, check_tensors, choose_config, normal
+from ._launch import INTERPRET, check_dims, check_places, check_tensors, choose_config, normal
 from ._tiles import aligned, describe, load_tile, store_expert_tile
 from .tile_order import grouped
 
@@ -81,6 +81,8 @@ def grouped_weight_gradient(left, right, start, block_m, *, config=None):
     side and finite on the other.
     """
     check_tensors(left=left, right=right)
+    check_places(left=left, start=start)
+    check_dims(2, left=left, right=right)
     if left.dtype != right.dtype or left.shape[0] != right.shape[0]:
         raise ValueError(
             f"left is {tuple(left.shape)} {left.dtype} and right {tuple(right.shape)} {right.dtype}: they do not fit"

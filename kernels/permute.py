@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from ._inputs import make_table
-from ._launch import INTERPRET, check_tensors, normal
+from ._launch import INTERPRET, check_places, check_tensors, normal
 
 BLOCK_TOKENS, BLOCK_D = (16, 1024) if INTERPRET else (2, 1024)
 
@@ -78,6 +78,7 @@ def permute(x, table, block_m):
     ``table`` is the `RowTable` of `sort_tokens`. Rows of tiles beyond ``table.num_tiles`` are not written.
     """
     check_tensors(x=x)
+    check_places(x=x, assignment_row=table.assignment_row)
     tokens, slots = table.assignment_row.shape
     if x.dim() != 2 or x.shape[0] != tokens:
         raise ValueError(f"x must be (tokens={tokens}, d_model), got {tuple(x.shape)}")

@@ -24,10 +24,11 @@ import torch
 import triton
 import triton.language as tl
 
-from ._launch import check_tensors, normal
+from ._launch import check_places, check_tensors, normal
 
 SCORES = ("softmax", "sigmoid", "softmax_after_top_k")
 MOST_EXPERTS = 1024  # a row of logits has to fit into the registers of one program
+LARGEST = torch.finfo(torch.float32).max
 
 
 def topk_gate_reference(logits, top_k, *, score="softmax", bias=None, renormalise=False, scale=1.0):
@@ -141,9 +142,11 @@ def topk_gate(logits, top_k, *, score="softmax", bias=None, renormalise=False, s
 
     Returns ``weights`` (float32) and ``experts`` (int32, best first). Options mean what they mean to `moe_lab.route`.
     Nothing waits for the GPU, so values are not looked at. What `route` refuses does what it does in PyTorch: -inf is
-    chosen last and weighs 0 (NaN, where nothing else is chosen and a softmax divides by 0); a NaN ranks first and
-    comes out as a NaN weight, and so does the +inf of a softmax. Experts are distinct and in range, always.
+    chosen last and weighs 0, or by sigmoid 3e-39 (NaN, where nothing else is chosen and a softmax divides by 0); a NaN
+    ranks first and comes out as a NaN weight, and so does the +inf of a softmax. Experts are distinct and in range,
+    always.
     """
+    check_places(logits=logits)
     check_options(logits, score, renormalise, scale)
     check_tensors(**{"logits": logits} | ({} if bias is None else {"bias": bias}))
     tokens, num_experts = logits.shape
@@ -183,8 +186,8 @@ def check_options(logits, score, renormalise, scale):
         raise ValueError(f"score must be one of {', '.join(SCORES)}; got {score!r}")
     if not isinstance(renormalise, bool):
         raise TypeError(f"renormalise must be True or False, got {renormalise!r}")
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not abs(scale) < float("inf"):
-        raise ValueError(f"scale must be a finite number, got {scale!r}")
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not abs(scale) <= LARGEST:
+        raise ValueError(f"scale must be a finite number, got {scale!r}; weights are float32")
 
 
 def block_of(num_experts):

@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 
 from . import topk_gate as gate
-from ._launch import DTYPES, check_tensors, normal
+from ._launch import DTYPES, check_places, check_tensors, normal
 from .topk_gate import block_of, check_options, score_reference, sigmoid, weigh_reference
 
 
@@ -99,6 +99,7 @@ def topk_gate_backward(dweights, logits, experts, *, score="softmax", renormalis
     ``experts`` are those that the forward chose, with the same options; an empty slot (-1) passes nothing on. Nothing
     waits for the GPU.
     """
+    check_places(logits=logits)
     check_options(logits, score, renormalise, scale)
     check_tensors(logits=logits)
     check_tensors((torch.int32,), experts=experts)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from moe_lab import doctor
 from moe_lab.config import LanguageModelConfig, TrainConfig
+from moe_lab.paths import check_file, check_folder, check_new_or_ours, printable, shown
+from moe_lab.writing import CannotWrite, check_writable
 
 AS_JSON = (dict, list, bool)  # types that the command line takes as JSON: {"score": "sigmoid"}, [0, 4], true
 
@@ -31,13 +33,36 @@ def main(arguments: list[str] | None = None) -> int:
     add_site(commands)
     options = parser.parse_args(arguments)
     try:
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()  # here, where a full disk can still be told of
+        return code
+    except BrokenPipeError:  # who read this, `head` perhaps, has seen enough
+        _say_no_more()
+        return 0
+    except CannotWrite as error:
+        where = getattr(options, "elsewhere", "")
+        print(printable(f"moe-lab {options.command}: {error}{where and f' ({where})'}"), file=sys.stderr)
+        return 1
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"moe-lab {options.command}: {error}", file=sys.stderr)
+        print(printable(f"moe-lab {options.command}: {error}"), file=sys.stderr)
+        _say_no_more()
+        return 1
+    except RuntimeError as error:
+        if "home directory" not in str(error):
+            raise
+        print(f"moe-lab {options.command}: a package wants a home folder ({error}); set HOME", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"moe-lab {options.command}: stopped", file=sys.stderr)
         return 130
+
+
+def _say_no_more() -> None:
+    """Drop what could not be printed, or Python tries again at its end, and complains."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def add_doctor(commands) -> None:
@@ -85,7 +110,7 @@ def add_train(commands) -> None:
                 metavar="JSON" if field.type in AS_JSON else field.type.__name__.upper(),
                 help=field.metadata["help"],
             )
-    parser.set_defaults(run=run_train)
+    parser.set_defaults(run=run_train, elsewhere="--out and --export name the places")
 
 
 def run_train(options) -> int:
@@ -109,23 +134,27 @@ def run_train(options) -> int:
         )
     else:
         trained = train(model_config, config, options.out, fresh=options.fresh)
-    print(f"trained: {trained}")
+    print(f"trained: {shown(trained)}")
     if options.export:
-        print(f"exported: {options.export}, validation loss {export(options.out, options.export):.4f} nats a byte")
+        loss = export(options.out, options.export)
+        print(f"exported: {shown(options.export)}, validation loss {loss:.4f} nats a byte")
     return 0
 
 
 def _train_as_rank(model_config: LanguageModelConfig, config: TrainConfig, options) -> tuple[bool, Path]:
     """Train as one of torchrun's ranks; whether this is the one that speaks, and the last checkpoint."""
-    from moe_lab.parallel.group import joined
+    from moe_lab.parallel.group import RankLost, joined, place_among_ranks
     from moe_lab.parallel.trainer import check_ranks, train_on_ranks
 
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, ranks = place_among_ranks()
     expert_ranks = options.expert_parallel or ranks
     check_ranks(model_config, config, ranks, expert_ranks)
     fresh = options.fresh and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"  # a restart goes on
-    with joined(options.rank_timeout):
-        return rank == 0, train_on_ranks(model_config, config, options.out, expert_ranks=expert_ranks, fresh=fresh)
+    try:
+        with joined(options.rank_timeout):
+            return rank == 0, train_on_ranks(model_config, config, options.out, expert_ranks=expert_ranks, fresh=fresh)
+    except RankLost as error:
+        raise RankLost(f"{error}; start all ranks again to go on from the last checkpoint in {options.out}") from error
 
 
 def add_export(commands) -> None:
@@ -138,7 +167,7 @@ def add_export(commands) -> None:
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="new, empty, or an earlier export")
     parser.add_argument("--model", type=Path, help="what train --export wrote; the model of the lessons if left out")
-    parser.set_defaults(run=run_export)
+    parser.set_defaults(run=run_export, elsewhere="FOLDER names the place")
 
 
 def run_export(options) -> int:
@@ -146,8 +175,8 @@ def run_export(options) -> int:
     from moe_lab.hf import export
     from moe_lab.lm import SHIPPED, load_model
 
-    folder = export(load_model(options.model or SHIPPED), options.folder)
-    print(f"exported: {folder}; read it with moe_lab.hf.load({str(folder)!r})")
+    folder = export(load_model(check_folder(options.model or SHIPPED, "--model")), options.folder)
+    print(f"exported: {shown(folder)}; read it with moe_lab.hf.load({str(folder)!r})")
     return 0
 
 
@@ -222,7 +251,7 @@ def run_grade(options) -> int:
 
     if options.brief not in BRIEFS:
         raise ValueError(f"--brief must be one of {', '.join(BRIEFS)}; got {options.brief!r}")
-    report = grade(read_design(options.design), BRIEFS[options.brief])
+    report = grade(read_design(check_file(options.design, "DESIGN")), BRIEFS[options.brief])
     print(report.to_json() if options.json else report)
     return 0 if report.passed else 1
 
@@ -242,7 +271,8 @@ def add_bench(commands) -> None:
     parser.add_argument("--no-record", action="store_true", help="print the table only; needs no clean tree")
     parser.add_argument("--quick", action="store_true", help="one small shape, to see that it runs")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    parser.set_defaults(run=run_bench)
+    elsewhere = "--out names the place of the record; cases wait in runs/bench below the folder where you start this"
+    parser.set_defaults(run=run_bench, elsewhere=elsewhere)
 
 
 def run_bench(options) -> int:
@@ -257,7 +287,7 @@ def run_bench(options) -> int:
         print(json.dumps([row.as_dict() for row in rows], indent=2))
     else:
         print(show_table(rows, BASELINES.get(options.suite)))
-        print(f"recorded: {path}" if path else "not recorded")
+        print(f"recorded: {shown(path)}" if path else "not recorded")
     return 0
 
 
@@ -290,7 +320,7 @@ def add_profile(commands) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="calls; the one of median duration becomes the trace")
     parser.add_argument("--out", type=Path, help="write Chrome traces: a .json file for one backend, or a folder")
     parser.add_argument("--json", action="store_true", help="print the tables as JSON")
-    parser.set_defaults(run=run_profile)
+    parser.set_defaults(run=run_profile, elsewhere="--out names the place")
 
 
 def run_profile(options) -> int:
@@ -302,8 +332,13 @@ def run_profile(options) -> int:
     from moe_lab.checks import check_whole
     from moe_lab.profiling.layer import profile_layers, read_shape, trace_path
     from moe_lab.profiling.table import as_json, compare_traces, show_profile
+    from moe_lab.profiling.trace import BEGINS
 
     shape = read_shape(options.shape)
+    if options.out and options.out.suffix == ".json":
+        check_writable(check_new_or_ours(options.out, BEGINS, "--out"))
+    elif options.out:
+        check_writable(options.out / "trace.json")
     if options.threads is not None:
         torch.set_num_threads(check_whole("threads", options.threads, 1))
     passes = options.backend, options.direction, options.dtype
@@ -311,7 +346,7 @@ def run_profile(options) -> int:
     compared = [compare_traces(traces)] if len(traces) > 1 else []
     print(as_json(traces) if options.json else "\n\n".join([*map(show_profile, traces), *compared]))
     for trace in traces if options.out else ():
-        print(f"written: {trace.write(trace_path(options.out, trace))}", file=sys.stderr)
+        print(f"written: {shown(trace.write(trace_path(options.out, trace)))}", file=sys.stderr)
     return 0
 
 
@@ -348,17 +383,20 @@ def add_compile(commands) -> None:
     parser.add_argument("--against", type=Path, metavar="FILE", help="fail if anything is worse than in this record")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the rows of everything to this file as well")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    parser.set_defaults(run=run_compile)
+    parser.set_defaults(run=run_compile, elsewhere="--record and the variable TRITON_CACHE_DIR name the places")
 
 
 def run_compile(options) -> int:
     """Print the rows; fails unless every one compiled, and none is worse than recorded."""
     from moe_lab.machine_code import compare, compile_kernels, describe, read_record, select_rows, write_record
+    from moe_lab.machine_code.record import BEGINS
 
     asked = options.kernel, options.target, options.config
     if options.record and any(asked):
         raise ValueError("--record is for everything: leave out KERNEL, --target and --config")
-    before, recorded = read_record(options.against) if options.against else (None, [])
+    if options.record:
+        check_writable(check_new_or_ours(options.record, BEGINS, "--record"))
+    before, recorded = read_record(check_file(options.against, "--against")) if options.against else (None, [])
     triton, rows = compile_kernels(*asked, folder=options.folder, workers=options.workers)
     print(json.dumps([row.as_dict() for row in rows], indent=2) if options.json else describe(rows))
     worse = compare(select_rows(recorded, *asked), rows) if options.against else []
@@ -366,7 +404,7 @@ def run_compile(options) -> int:
         print(f"worse than recorded (Triton {before} then, {triton} now):", *worse, sep="\n  ", file=sys.stderr)
     if options.record:
         write_record(options.record, triton, rows)
-        print(f"recorded: {options.record}", file=sys.stderr)
+        print(f"recorded: {shown(options.record)}", file=sys.stderr)
     return 0 if all(row.ok for row in rows) and not worse else 1
 
 
@@ -391,24 +429,25 @@ def add_experiment(commands) -> None:
     )
     against.add_argument("--part", nargs="+", help="tuning, race, scaling or architectures; all if left out")
     against.add_argument("--workers", type=int, help="runs at the same time; one a core if left out")
-    parser.set_defaults(run=run_experiment)
+    parser.set_defaults(run=run_experiment, elsewhere="--out and --record name the places")
 
 
 def run_experiment(options) -> int:
     """Run the grid, then say where the record is."""
     name = options.name if options.preset == "laptop" else f"{options.name}-{options.preset}"
     out, path = options.out or Path("runs") / name, options.record or Path("runs") / f"{name}.json"
+    check_writable(path)
     if options.name == "balance":
         from moe_lab.experiments.balance import write_record
 
-        print(f"recorded: {write_record(out, path, options.steps, options.only)}")
+        print(f"recorded: {shown(write_record(out, path, options.steps, options.only))}")
     else:
         from moe_lab.experiments.dense_vs_moe import PARTS
         from moe_lab.experiments.recorded import describe, read_record, write_record
 
         write_record(options.preset, out, path, tuple(options.part or PARTS), options.workers)
         print(describe(read_record(path)))
-        print(f"recorded: {path}")
+        print(f"recorded: {shown(path)}")
     return 0
 
 
@@ -426,19 +465,22 @@ def add_scoreboard(commands) -> None:
     form.add_argument("--markdown", action="store_true", help="print the table of the README")
     form.add_argument("--write", type=Path, metavar="FILE", help="put that table between the markers of this file")
     parser.add_argument("--data", type=Path, help="folder of the records; the project's own if left out")
-    parser.set_defaults(run=run_scoreboard)
+    parser.set_defaults(run=run_scoreboard, elsewhere="--write names the file; without it the table is printed")
 
 
 def run_scoreboard(options) -> int:
     """Print the table, or write it."""
     from moe_lab.scoreboard import DATA, as_json, as_markdown, as_text, make_rows, write_table
+    from moe_lab.scoreboard.page import read_page
 
     data = options.data or DATA
     if not data.is_dir():
-        raise FileNotFoundError(f"{data} is no folder of records")
+        raise FileNotFoundError(f"--data: {data} is no folder of records")
+    if options.write:
+        read_page(check_file(options.write, "--write"))
     rows = make_rows(data)
     if options.write:
-        print(f"{options.write}: {'written' if write_table(options.write, rows) else 'was up to date'}")
+        print(f"{shown(options.write)}: {'written' if write_table(options.write, rows) else 'was up to date'}")
     else:
         print((as_json if options.json else as_markdown if options.markdown else as_text)(rows))
     return 0
@@ -448,7 +490,7 @@ def add_notebooks(commands) -> None:
     """``notebooks``: run the lessons and write their outputs."""
     parser = commands.add_parser("notebooks", help="run the lessons top to bottom and write their outputs")
     parser.add_argument("only", nargs="?", default="", help="the beginning of a file name, such as 01; all if left out")
-    parser.set_defaults(run=run_notebooks)
+    parser.set_defaults(run=run_notebooks, elsewhere="lessons are written where they lie: copy the project")
 
 
 def run_notebooks(options) -> int:
@@ -476,7 +518,7 @@ def add_site(commands) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("site"), help="folder of the site; an older one is replaced")
-    parser.set_defaults(run=run_site)
+    parser.set_defaults(run=run_site, elsewhere="--out names the place")
 
 
 def run_site(options) -> int:
@@ -486,7 +528,7 @@ def run_site(options) -> int:
 
     pages = build(options.out)
     megabytes = sum(page.stat().st_size for page in pages) / 1e6
-    print(f"written: {len(pages)} pages, {megabytes:.1f} MB; open {options.out / 'index.html'}")
+    print(f"written: {len(pages)} pages, {megabytes:.1f} MB; open {shown(options.out / 'index.html')}")
     return 0
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from moe_lab.checks import check_whole
 from moe_lab.types import Routing
 
+WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+MOST_ASSIGNMENTS = 2**62  # so that sums stay in int64
+
 
 @dataclass(frozen=True)
 class Balance:
@@ -52,7 +55,8 @@ def measure_balance(
         >>> balance.max_over_mean, balance.dead, round(balance.cv, 3), round(balance.noise_floor_cv, 3)
         (2.0, 1, 0.745, 0.5)
 
-    Raises TypeError for anything but a `Routing` or a tensor of whole numbers; ValueError for negative loads.
+    Raises TypeError for anything but a `Routing` or a tensor of whole numbers (8 to 64 bits); ValueError for negative
+    loads, or a sum of 2^62 and more.
     Source: cv: Shazeer et al. 2017 (arXiv:1701.06538), section 4; max violation: Wang et al. 2024
     (arXiv:2408.15664), section 4.1.
     """
@@ -73,14 +77,17 @@ def measure_balance(
 
 
 def check_load(load: Tensor) -> Tensor:
-    """A vector of whole numbers, none negative."""
-    if not isinstance(load, Tensor) or load.is_floating_point() or load.dtype == torch.bool:
+    """A vector of whole numbers, none negative, as int64: what is done with them would overflow a narrower kind."""
+    if not isinstance(load, Tensor) or load.dtype not in WHOLE_NUMBERS:
         kind = load.dtype if isinstance(load, Tensor) else type(load).__name__
         raise TypeError(f"load must be a tensor of whole numbers, got {kind}")
     if load.dim() != 1 or load.numel() == 0:
         raise ValueError(f"load must be (num_experts,) with at least one expert, got {tuple(load.shape)}")
     if bool((load < 0).any()):
         raise ValueError(f"load must not be negative, got {load.tolist()}")
+    load = load.long()
+    if load.double().sum() >= MOST_ASSIGNMENTS:
+        raise ValueError(f"load must add up to less than 2^62, got {load.tolist()}")
     return load
 
 
@@ -119,10 +126,10 @@ def tile_padding(load: Shaped[Tensor, " num_experts"], tile: int = 128) -> float
 
     Raises TypeError for a load that is not whole numbers; ValueError for negative ones or a tile below 1.
     """
-    load = check_load(load)
     check_whole("tile", tile, 1)
-    rows = int(load.sum())
-    return float((-(-load // tile) * tile).sum()) / rows - 1 if rows else 0.0
+    loads = check_load(load).tolist()
+    rows = sum(loads)
+    return sum(-(-load // tile) * tile for load in loads) / rows - 1 if rows else 0.0
 
 
 def device_load(load: Shaped[Tensor, " num_experts"], num_devices: int) -> Shaped[Tensor, " num_devices"]:

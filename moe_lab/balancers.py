@@ -110,7 +110,7 @@ class PriceBalancer(Balancer):
         True
 
     Raises ValueError for an unknown rule, a rate outside (0, 1], or scores that are not (tokens, num_experts) and
-    finite.
+    finite, or so large that a price is not; the bias then stays as it was.
     Source: `moe_lab.routers.prices`; the law for the CV is measured in lesson 04.
     """
 
@@ -146,14 +146,18 @@ class PriceBalancer(Balancer):
             raise ValueError("scores must be finite, found NaN or infinity")
         if top_k == num_experts or not len(scores):
             return  # nothing to choose: every price is as good
-        self.updates += 1
-        prices = -self.bias
-        if self.rule == "midpoint" and self.updates == 1:
+        prices, done = -self.bias, int(self.updates)
+        if self.rule == "midpoint" and not done:
             wanted = even_prices(scores, prices, top_k, iterations=32).prices
         else:
             wanted = price_step(scores, prices, top_k, self.rule)
-        rate = max(self.rate, 1 / int(self.updates))
-        self.bias.copy_(-(prices + rate * (wanted - prices)))
+        rate = max(self.rate, 1 / (done + 1))
+        bias = -(prices + rate * (wanted - prices))
+        if not bool(bias.isfinite().all()):
+            largest = float(scores.abs().max())
+            raise ValueError(f"scores must be small enough for finite prices, the largest is {largest}")
+        self.updates += 1
+        self.bias.copy_(bias)
 
     def extra_repr(self) -> str:
         """What ``print(balancer)`` shows."""

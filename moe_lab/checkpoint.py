@@ -1,41 +1,67 @@
 """Checkpoints: folders that appear whole or not at all, and readers that name what is damaged."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from moe_lab.paths import JSON_BYTES, check_file, check_our_folder, find_foreign
+from moe_lab.writing import explained, flush, hidden_name, put_in_place, write_whole
+
 STEP = re.compile(r"step-(\d+)")
-HIDDEN = re.compile(r"\.unfinished-.+-\d+")  # name, then the process that made it
+HIDDEN = re.compile(r"\.unfinished-(?:old-)?(.+)-\d+")  # name, then the process that made it
+SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # as safetensors words it
 
 
 def publish_folder(parent: Path, name: str, write: Callable[[Path], None]) -> Path:
     """Let ``write`` fill a hidden folder, flush it to the disk, then rename it to ``parent/name``.
 
     Renaming is one step for the file system: whoever looks sees the whole folder or none. A folder that has the name
-    already makes way. One process at a time may publish into a parent.
+    already is swapped for the new one, and deleted. One process at a time may publish a name, and checkpoints, into a
+    parent. After an error of the system nothing is left of the new folder; what a kill leaves, the next call deletes.
+
+    Raises CannotWrite, with the path and what to do; ValueError where the folder of that name holds other files.
     """
-    parent.mkdir(parents=True, exist_ok=True)
-    for leftover in parent.iterdir():
-        if HIDDEN.fullmatch(leftover.name) and leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover)
-    hidden, final = parent / _hidden(name), parent / name
-    hidden.mkdir()
-    write(hidden)
-    for path in [*hidden.iterdir(), hidden]:
-        _flush(path)
-    if final.exists():
-        hide_and_delete(final)
-    hidden.rename(final)
-    _flush(parent)
+    final = parent / name
+    if final.is_dir():
+        check_our_folder(final)
+    if final.is_symlink():  # which stays one
+        final = final.resolve()
+        parent, name = final.parent, final.name
+    hidden = parent / hidden_name(name)
+    with explained(final):
+        parent.mkdir(parents=True, exist_ok=True)
+        _delete_leftovers(parent, name)
+        hidden.mkdir()
+        try:
+            write(hidden)
+            for path in [*hidden.iterdir(), hidden]:
+                flush(path)
+            put_in_place(hidden, final)
+        except OSError:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise
+        flush(parent)
+        if hidden.exists():  # the old folder, after the swap
+            shutil.rmtree(hidden)
     return final
+
+
+def _delete_leftovers(parent: Path, name: str) -> None:
+    """Delete what killed processes left of this name, or of any checkpoint: another name may be another's, at work."""
+    for leftover in parent.iterdir():
+        match = HIDDEN.fullmatch(leftover.name)
+        ours = match and (match[1] == name or (STEP.fullmatch(name) and STEP.fullmatch(match[1])))
+        if ours and leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
 
 
 def step_name(step: int) -> str:
@@ -59,9 +85,9 @@ def latest_checkpoint(parent: Path) -> Path | None:
 
 
 def remove_older(parent: Path, kept: int) -> None:
-    """Delete the checkpoints before step ``kept``."""
+    """Delete the checkpoints before step ``kept``; a folder of such a name with a reader's files stays."""
     for step, folder in checkpoints(parent).items():
-        if step < kept:
+        if step < kept and not find_foreign(folder):
             hide_and_delete(folder)
 
 
@@ -72,31 +98,40 @@ def start_over(parent: Path) -> None:
 
 
 def hide_and_delete(folder: Path) -> None:
-    """Delete a folder so that it is never half there: it loses its name first."""
-    shutil.rmtree(folder.rename(folder.parent / _hidden(f"old-{folder.name}")))
+    """Delete a checkpoint so that it is never half there: it loses its name first. Refuses what holds other files."""
+    check_our_folder(folder)
+    shutil.rmtree(folder.rename(folder.parent / hidden_name(f"old-{folder.name}")))
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write JSON with a final newline, long lists of numbers on one line."""
+    """Write JSON with a final newline, long lists of numbers on one line; whole or not at all, see `write_whole`."""
     rows = ",\n".join(f"  {json.dumps(key)}: {json.dumps(item)}" for key, item in value.items())
-    path.write_text("{\n" + rows + "\n}\n", encoding="utf-8")
+    write_whole(path, "{\n" + rows + "\n}\n")
 
 
-def write_json_whole(path: Path, value: dict) -> None:
-    """As `write_json`, into a folder that is made if need be; the file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_suffix(f".{os.getpid()}.part")
-    write_json(hidden, value)
-    hidden.replace(path)
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file; an error of the system is an OSError, as everywhere else."""
+    with system_errors():
+        save_file(tensors, path)
 
 
-def read_json(path: Path) -> dict:
-    """Read a JSON object, with the path in every error."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Let an error of the system come out of safetensors as the OSError that it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        if system := SYSTEM_ERROR.search(str(error)):
+            raise OSError(int(system[1]), os.strerror(int(system[1]))) from error
+        raise
+
+
+def read_json(path: Path, most_bytes: int = JSON_BYTES) -> dict:
+    """Read a JSON object, with the path in every error; see `check_file` for what is not even opened."""
+    check_file(path, most_bytes=most_bytes)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits is a ValueError too
         raise ValueError(f"{path} is not valid JSON ({error}); was it cut off?") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, it holds a {type(value).__name__}")
@@ -123,24 +158,8 @@ def read_config(kind: type, path: Path):
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file, with the path in every error."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
+    check_file(path, most_bytes=None)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); was it cut off?") from error
-
-
-def _hidden(name: str) -> str:
-    return f".unfinished-{name}-{os.getpid()}"
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or a folder is on the disk (Windows cannot open a folder, and need not)."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from moe_lab.activations import activate, hidden_columns
+from moe_lab.checks import show_value
 from moe_lab.experts import check_arguments
 from moe_lab.routers.capacity import queue_positions
 from moe_lab.types import Routing
@@ -300,13 +301,17 @@ def _check_capacity(routing: Routing, capacity: int) -> None:
     if not isinstance(routing, Routing):
         raise TypeError(f"routing must be a Routing, got {type(routing).__name__}")
     if isinstance(capacity, bool) or not isinstance(capacity, int):
-        raise TypeError(f"capacity must be a whole number, got {capacity!r}")
+        raise TypeError(f"capacity must be a whole number, got {show_value(capacity)}")
+    most = (2**63 - 1) // routing.num_experts  # places are counted through all experts, in int64
+    if capacity > most:
+        given = show_value(capacity)
+        raise ValueError(f"capacity must be at most {most} for {routing.num_experts} experts, got {given}")
     load = routing.load
     busiest = int(load.argmax())
     if capacity < int(load[busiest]) or capacity < 0:
         raise ValueError(
-            f"capacity must be at least the largest load, {int(load[busiest])} (expert {busiest}), got {capacity}; "
-            'routers that drop what does not fit are "switch" and "gshard"'
+            f"capacity must be at least the largest load, {int(load[busiest])} (expert {busiest}), got "
+            f'{show_value(capacity)}; routers that drop what does not fit are "switch" and "gshard"'
         )
 
 
@@ -332,4 +337,4 @@ def _check_sizes(**sizes: int) -> None:
     """Refuse sizes that are not whole numbers of at least 0."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise ValueError(f"{name} must be a whole number of at least 0, got {size!r}")
+            raise ValueError(f"{name} must be a whole number of at least 0, got {show_value(size)}")

@@ -51,6 +51,9 @@ def expert_mlp(
         tensor([[1.5000, 1.5000],
                 [0.0000, 0.0000]])
 
+    No value is looked at. A NaN stays with its token, and in gradients with that token's experts; what the dtype cannot
+    hold is infinite, and NaN behind the next product. Half-precision products are summed in float32.
+
     Raises TypeError for dtypes and ValueError for shapes, devices, backends or activations that do not fit, with the
     name of the argument and what it was.
     Source: Shazeer et al. 2017 (arXiv:1701.06538), equation 1; SwiGLU: Shazeer 2020 (arXiv:2002.05202).
@@ -123,6 +126,8 @@ def check_arguments(x: Tensor, routing: Routing, w_gate_up: Tensor, w_down: Tens
             raise TypeError(
                 f"{name} must be a floating-point tensor, got {getattr(value, 'dtype', type(value).__name__)}"
             )
+        if value.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got the layout {value.layout}")
         if value.dim() != dims:
             raise ValueError(f"{name} must have {dims} dimensions, got shape {tuple(value.shape)}")
         if value.dtype != x.dtype:

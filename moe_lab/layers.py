@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moe_lab.activations import activate, check_activation, hidden_columns
 from moe_lab.balancers import Balancer
-from moe_lab.checks import check_whole
+from moe_lab.checks import check_size, check_whole
 from moe_lab.experts import autocasts, check_backend, check_save, expert_mlp
 from moe_lab.routers import bias_scale, check_options, find_method, options_of, required_options, route, shared_defaults
 from moe_lab.routers.scores import biased_scores, widen
@@ -61,8 +61,9 @@ class MoE(WideBuffers):
     ``backend`` and ``save`` are those of `expert_mlp`.
 
     ``torch.compile(layer, fullgraph=True)`` works with every method; after the second number of tokens it compiles for
-    all of them, with backend "triton" for all that take the same tiles. A graph looks at no values, so it refuses none
-    (NaN, say), and it takes no ``generator``.
+    all of them, with backend "triton" for all that take the same tiles. A graph takes no ``generator``. It looks at no
+    values, so a NaN is not refused but stays in its token's weights and answer, if any expert gives one; methods that
+    assign the whole batch refuse it in a graph too.
 
     Example:
         >>> layer = MoE(d_model=8, d_expert=16, num_experts=4, top_k=2, renormalise=True)
@@ -94,9 +95,9 @@ class MoE(WideBuffers):
     ):
         super().__init__()
         for name, size in (("d_model", d_model), ("d_expert", d_expert), ("num_experts", num_experts)):
-            check_whole(name, size, 1)
+            check_size(name, size, 1)
         top_k = check_whole("top_k", top_k, 1, num_experts)
-        num_shared = check_whole("num_shared", num_shared, 0)
+        num_shared = check_size("num_shared", num_shared, 0)
         check_options(method, options_of(find_method(method)), router_options)
         if balancer is not None and "bias" in router_options:
             raise ValueError("balancer and the router option bias both set the selection bias; give one of them")

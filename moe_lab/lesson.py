@@ -1,6 +1,5 @@
 """What every lesson starts with, and the checks of its exercises; progress is kept in one small file."""
 
-import contextlib
 import json
 import os
 import random
@@ -16,7 +15,9 @@ from moe_lab.exercises import Exercise, of_lesson
 from moe_lab.exercises.board import Progress
 from moe_lab.exercises.solutions import worked_solution
 from moe_lab.figures import restart_numbering
+from moe_lab.paths import check_file
 from moe_lab.plots.style import use_style
+from moe_lab.writing import write_whole
 
 EXERCISE_ID = re.compile(r"(\d\d)\.(\d+)")
 
@@ -81,8 +82,8 @@ def progress() -> Progress:
     A damaged file counts as no progress: it never stands between a reader and a lesson.
     """
     try:
-        saved = json.loads(progress_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        saved = json.loads(check_file(progress_file()).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return Progress()
     return Progress({key: bool(value) for key, value in saved.items()} if isinstance(saved, dict) else {})
 
@@ -91,21 +92,26 @@ def record(exercise_id: str, solved: bool) -> None:
     """Keep a result; an exercise once solved stays solved."""
     results = progress()
     results[exercise_id] = solved or results.get(exercise_id, False)
-    path = progress_file()
-    unfinished = path.with_suffix(f".{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(dict(sorted(results.items())), indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        write_whole(progress_file(), json.dumps(dict(sorted(results.items())), indent=2) + "\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        print(f"(progress was not saved: {error})")
+        print(f"(progress was not saved: {error}; the variable MOE_LAB_PROGRESS may name another file)")
 
 
 def progress_file() -> Path:
-    """Where progress is kept: ``MOE_LAB_PROGRESS``, or the user's data folder."""
-    return Path(os.environ.get("MOE_LAB_PROGRESS") or platformdirs.user_data_path("moe-lab") / "progress.json")
+    """Where progress is kept: ``MOE_LAB_PROGRESS``, or the user's data folder.
+
+    Raises FileNotFoundError for a user without a home.
+    """
+    if named := os.environ.get("MOE_LAB_PROGRESS"):
+        return Path(named)
+    try:
+        folder = platformdirs.user_data_path("moe-lab")
+    except RuntimeError as error:  # what platformdirs says without a home, in its newer versions
+        raise FileNotFoundError("this user has no home folder") from error
+    if not folder.is_absolute():  # in its older ones, a folder "~" would appear wherever this runs
+        raise FileNotFoundError("this user has no home folder")
+    return folder / "progress.json"
 
 
 def find_exercise(exercise_id: str) -> Exercise:

@@ -1,22 +1,24 @@
 """A small language model over bytes whose feed-forward layers are MoEs, or dense to compare with."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from moe_lab.activations import hidden_columns
 from moe_lab.balancers import BALANCERS
-from moe_lab.checkpoint import read_config, read_tensors, write_json
+from moe_lab.checkpoint import read_config, read_tensors, write_json, write_tensors
 from moe_lab.checks import check_number, check_whole
 from moe_lab.config import LanguageModelConfig
 from moe_lab.folders import DATA
 from moe_lab.layers import FeedForward, MoE
 from moe_lab.routers import find_method, options_of, required_options
 from moe_lab.types import Routing
+from moe_lab.writing import write_whole
 
 VOCABULARY = 256  # bytes
 SHIPPED = DATA / "checkpoints" / "stdlib-moe"
@@ -136,7 +138,10 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def write(self, prompt: str, count: int, temperature: float = 0.0, seed: int = 0) -> str:
-        """Continue a prompt by ``count`` bytes: the likeliest ones, or drawn at a temperature above 0."""
+        """Continue a prompt by ``count`` bytes: the likeliest ones, or drawn at a temperature above 0.
+
+        Raises ValueError for weights whose logits are not finite.
+        """
         check_whole("count", count, 0)
         check_number("temperature", temperature, at_least=0)
         draw = torch.Generator().manual_seed(seed)
@@ -144,6 +149,8 @@ class LanguageModel(nn.Module):
         start = len(codes)
         for _ in range(count):
             logits = self(torch.tensor([codes[-self.config.context :]], device=self.position.device))[0, -1].cpu()
+            if not bool(logits.isfinite().all()):  # the greatest of NaNs is a byte like any other
+                raise ValueError(f"logits of byte {len(codes) - start} are not finite; the weights must be")
             if temperature > 0:
                 codes.append(
                     int(torch.multinomial((logits.double() / max(temperature, 1e-6)).softmax(0), 1, generator=draw))
@@ -153,14 +160,45 @@ class LanguageModel(nn.Module):
         return bytes(codes[start:]).decode(errors="replace")
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write ``config.json`` and ``model.safetensors``; ``dtype`` rounds the weights on the way."""
+        """Write ``config.json`` and ``model.safetensors``; ``dtype`` rounds the weights on the way, but no counts.
+
+        Raises ValueError for a weight that ``dtype`` cannot hold.
+        """
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in self.state_dict().items()}
+        tensors = {name: _rounded(name, tensor, dtype).contiguous() for name, tensor in self.state_dict().items()}
+        write_whole(folder / "model.safetensors", lambda path: write_tensors(path, tensors))
         write_json(folder / "config.json", dataclasses.asdict(self.config))
-        save_file(tensors, folder / "model.safetensors")
+
+
+def _rounded(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A weight in ``dtype``, if that is given; counts stay whole numbers."""
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    rounded = tensor.to(dtype)
+    if bool((rounded.isinf() & tensor.isfinite()).any()):
+        raise ValueError(f"dtype {dtype} cannot hold {name}, whose largest number is {float(tensor.abs().max()):.3g}")
+    return rounded
+
+
+def _refuse_other_sizes(config: LanguageModelConfig, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Refuse sizes that the weights do not have, before a model of any size is built."""
+    for name, shape in _shapes_of_sizes(config):
+        found = tuple(tensors[name].shape) if name in tensors else "none"
+        if found != shape:
+            raise ValueError(f"the weights in {folder} do not fit its config.json: {name} must be {shape}, got {found}")
+
+
+def _shapes_of_sizes(config: LanguageModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Tensors that show every size of a config between them, one after the other: there may be a million layers."""
+    d_model, hidden = config.d_model, hidden_columns("swiglu", config.d_expert)
+    yield "position", (config.context, d_model)
+    for number, experts in enumerate(config.experts_by_layer):
+        moe = f"blocks.{number}.moe"
+        yield f"{moe}.w_gate_up", (experts, hidden, d_model) if experts else (hidden, d_model)
+        if experts and config.num_shared:
+            yield f"{moe}.shared_gate_up", (config.num_shared * hidden, d_model)
 
 
 def load_model(folder: str | Path = SHIPPED) -> LanguageModel:
@@ -175,14 +213,19 @@ def load_model(folder: str | Path = SHIPPED) -> LanguageModel:
         True
 
     Raises FileNotFoundError for a folder without the two files; ValueError, with the path, for truncated JSON, a
-    damaged weight file, or weights that do not fit the config.
+    config that no model can have, a damaged weight file, or weights that do not fit the config.
     """
     folder = Path(folder)
     config = read_config(LanguageModelConfig, folder / "config.json")
-    model = LanguageModel(config)
     tensors = read_tensors(folder / "model.safetensors")
+    _refuse_other_sizes(config, tensors, folder)
     try:
-        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        model = LanguageModel(config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    try:
+        wide = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+        model.load_state_dict(wide)
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
     return model.eval()

@@ -120,7 +120,7 @@ def z_loss(logits: Float[Tensor, "tokens num_experts"]) -> Float[Tensor, ""]:
     """ST-MoE's router z-loss: mean over tokens of logsumexp_j(logits)^2.
 
     Keeps logits small, where rounding does little harm, and says nothing about balance. Logits of 0 give
-    log(num_experts)^2, not 0.
+    log(num_experts)^2, not 0; logits beyond 1.8e19, whose square float32 cannot hold, give infinity.
 
     Example:
         >>> z_loss(torch.zeros(3, 8))
@@ -136,8 +136,9 @@ def z_loss(logits: Float[Tensor, "tokens num_experts"]) -> Float[Tensor, ""]:
 def importance(routing: Routing) -> Float[Tensor, ""]:
     """Shazeer's importance loss: CV(importance)^2, with importance_j = sum over tokens of expert j's weight.
 
-    CV^2 = variance / mean^2, the population's: 0 when even. The gradient goes through ``routing.weights``. Equal
-    importance can be few tokens of great weight against many of little, so the paper adds `smooth_load`.
+    CV^2 = variance / mean^2, the population's: 0 when even, or when all weights underflow to 0. The gradient goes
+    through ``routing.weights``. Equal importance can be few tokens of great weight against many of little, so the paper
+    adds `smooth_load`.
 
     Example:
         >>> routing = Routing(torch.tensor([[0], [0], [1]]), torch.tensor([[0.5], [0.25], [0.25]]), 2)
@@ -149,8 +150,10 @@ def importance(routing: Routing) -> Float[Tensor, ""]:
     """
     _check_routing(routing)
     weights = widen(routing.weights).reshape(-1)
-    sums = weights.new_zeros(routing.num_experts + 1).index_add(0, routing.experts.reshape(-1) + 1, weights)
-    return _cv_squared(sums[1:])  # the first sum is that of the empty slots
+    # one after the other: in float32, a million weights of 0.1 add up to 1 % too much
+    exact = weights.new_zeros(routing.num_experts + 1, dtype=torch.float64)
+    sums = exact.index_add(0, routing.experts.reshape(-1) + 1, weights.double())
+    return _cv_squared(sums[1:]).to(weights.dtype)  # the first sum is that of the empty slots
 
 
 def smooth_load(
@@ -174,7 +177,8 @@ def smooth_load(
         tensor(0.4661)
 
     Raises TypeError for logits that are not floating point; ValueError for logits of different shapes, for a
-    ``noise_std`` that is not above 0 everywhere, or a top_k outside 1..num_experts.
+    ``noise_std`` that is not above 0 everywhere (in float32, where the logits are: not below 1.2e-38), or a top_k
+    outside 1..num_experts.
     Source: Shazeer et al. 2017 (arXiv:1701.06538), appendix A, equations 8 to 11.
     """
     check_logits(clean_logits)
@@ -281,12 +285,14 @@ def _check_load(load: Tensor, logits: Tensor) -> None:
 
 
 def _check_noise_std(noise_std: float | Tensor, logits: Tensor) -> None:
+    least = torch.finfo(widen(logits).dtype).tiny  # what is less can be 0 to the processor, and 0 / 0 is NaN
     if not isinstance(noise_std, Tensor):
-        check_number("noise_std", noise_std, above=0)
+        if check_number("noise_std", noise_std, above=0) < least:
+            raise ValueError(f"noise_std must be at least {least:.3g} with logits in {logits.dtype}, got {noise_std}")
         return
     low = noise_std.min().item() if noise_std.numel() else 1.0
-    if noise_std.shape != logits.shape or not noise_std.is_floating_point() or not low > 0:
+    if noise_std.shape != logits.shape or not noise_std.is_floating_point() or not low >= least:
         raise ValueError(
             f"noise_std must be a number or floating point {tuple(logits.shape)} like logits, above 0; "
-            f"got {noise_std.dtype} {tuple(noise_std.shape)} with a minimum of {low}"
+            f"got {noise_std.dtype} {tuple(noise_std.shape)} with a minimum of {low}, and {least:.3g} is the least"
         )

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from moe_lab.folders import NOTEBOOKS
 from moe_lab.lesson_rules import voice_problems
 from moe_lab.profiling.machine import processor_name
+from moe_lab.writing import check_writable, write_whole
 
 FOLDER = NOTEBOOKS
 MAX_BYTES = 300_000
@@ -43,8 +44,10 @@ def execute(path: Path) -> None:
 
     Its metadata say how long the run took by the clock, a new kernel's start included, on which machine, and when.
 
-    Raises nbclient's CellExecutionError, with the cell and its traceback, if a cell fails.
+    Raises nbclient's CellExecutionError, with the cell and its traceback, if a cell fails; CannotWrite, before it runs,
+    where its folder cannot be written.
     """
+    check_writable(path)
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "MOE_LAB_PROGRESS": str(Path(folder) / "progress.json")}
@@ -85,9 +88,7 @@ def write(notebook: nbformat.NotebookNode, path: Path) -> None:
                 output.data[WIDGET]["model_id"] = cell.id  # drawn anew in each run, and the model is not kept
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)  # whole or not at all
+    write_whole(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
 
 def _is_progress_bar(output: nbformat.NotebookNode) -> bool:

@@ -14,9 +14,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -32,12 +29,16 @@ from moe_lab.checkpoint import (
     start_over,
     step_name,
     write_json,
+    write_tensors,
 )
+from moe_lab.checks import check_fits
 from moe_lab.config import LanguageModelConfig, TrainConfig
 from moe_lab.corpus import Corpus, draw_batch, standard_library
 from moe_lab.lm import LanguageModel, load_model
+from moe_lab.routers.registry import NotFinite
 from moe_lab.sharded import is_sharded, load_training, optimizer_tensors
 from moe_lab.types import Routing
+from moe_lab.writing import alone
 
 
 @dataclass
@@ -55,6 +56,9 @@ class History:
         numbers = isinstance(self.losses, list) and all(isinstance(loss, float) for loss in self.losses)
         if not numbers or not all(map(math.isfinite, self.losses)):
             raise ValueError("losses must be a list of finite numbers")
+        kinds = {"validation": list[list[float]], "loads": list[list], "seconds": float, "corpus": str}
+        for name, kind in (kinds | {"machine": dict[str, str | int]}).items():
+            check_fits(name, getattr(self, name), kind)
 
     @property
     def steps(self) -> int:
@@ -130,7 +134,7 @@ class Trainer:
         (loss + self._balancing_loss(now.shape[0])).backward()
         nats, length = self.mean(loss.item()), self.clip(1.0)
         if not math.isfinite(nats) or not math.isfinite(length):
-            self._diverged(f"loss {nats}, gradient norm {length}")
+            self._diverged(f"loss {nats}, gradient norm {length}{self._first_not_finite()}")
         self.optimizer.step()
         for layer in self.model.layers:
             layer.update_balancer(self.group)
@@ -146,8 +150,11 @@ class Trainer:
     def loss(self, now: Tensor, after: Tensor) -> Tensor:
         """Mean loss in nats a byte; with precision "bfloat16" the products are rounded to it, and nothing else."""
         narrow = self.config.precision == "bfloat16"
-        with torch.autocast(self.config.device, torch.bfloat16, enabled=narrow):
-            logits = self.forward(now)
+        try:
+            with torch.autocast(self.config.device, torch.bfloat16, enabled=narrow):
+                logits = self.forward(now)
+        except NotFinite as error:  # a router that met NaN knows no step, and no remedy
+            self._diverged(str(error))
         return F.cross_entropy(logits.float().flatten(0, 1), after.flatten())
 
     def mean(self, loss: float) -> float:
@@ -197,6 +204,15 @@ class Trainer:
         self.model.train()
         return self.mean(sum(losses) / batches)
 
+    def _first_not_finite(self) -> str:
+        """Which gradient to look at, in words; nothing where all are finite, and only their norm is not."""
+        for name, parameter in self.model.named_parameters():
+            gradient = parameter.grad
+            part = gradient.to_local() if hasattr(gradient, "to_local") else gradient  # this rank's, where it is spread
+            if part is not None and not bool(part.isfinite().all()):
+                return f", first in {name}"
+        return ""
+
     def _diverged(self, what: str) -> None:
         raise Diverged(
             f"training diverged at step {self.history.steps}: {what}; "
@@ -222,7 +238,7 @@ class Trainer:
         """Write a checkpoint folder: model, optimiser, configs, history. Refuses weights that are not finite."""
         self.check_finite()
         self.model.save(folder)
-        save_file(optimizer_tensors(self.model, self.optimizer), folder / "optimizer.safetensors")
+        write_tensors(folder / "optimizer.safetensors", optimizer_tensors(self.model, self.optimizer))
         self.describe(folder)
 
     def describe(self, folder: Path) -> None:
@@ -285,19 +301,9 @@ def train(
         return train_in(Trainer, model_config, config, out, corpus, fresh, watch)
 
 
-@contextlib.contextmanager
-def alone_in(out: Path) -> Iterator[None]:
-    """Hold a folder for one run; raises ValueError where another process trains into it."""
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock", timeout=0)  # the system lets go of it when the process dies, however it dies
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ValueError(f"another process trains into {out}; wait for it, or give another --out") from error
-    try:
-        yield
-    finally:
-        lock.release()
+def alone_in(out: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a folder for one run; raises ValueError where another process trains into it, and CannotWrite."""
+    return alone(out / ".lock", out, f"another process trains into {out}; wait for it, or give another --out")
 
 
 def train_in(
@@ -343,12 +349,13 @@ def _keep(trainer: Trainer, out: Path) -> None:
     """Publish a checkpoint; where the disk does not take it, say that the one before is still there."""
     try:
         trainer.publish(out)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         before = latest_checkpoint(out)
+        reason, remedy = getattr(error, "reason", error), getattr(error, "remedy", "make room")
         raise OSError(
-            f"cannot write the checkpoint of step {trainer.history.steps} into {out}: {error}; "
+            f"cannot write the checkpoint of step {trainer.history.steps} into {out}: {reason}; "
             f"{'no checkpoint is there yet' if before is None else f'{before.name} is kept'}: "
-            "make room, and start again to go on"
+            f"{remedy}, and start again to go on"
         ) from error
 
 

@@ -17,7 +17,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from moe_lab.checks import check_whole
+from moe_lab.checks import check_whole, show_value
+
+MOST_EXPERTS = 2**31 - 1  # the kernels' tables are int32
 
 
 def has_values(tensor: Tensor) -> bool:
@@ -58,8 +60,8 @@ class Routing:
         >>> routing.load
         tensor([1, 0, 2, 0])
 
-    Raises TypeError for a wrong dtype, ValueError for shapes that differ, an expert outside
-    ``-1..num_experts-1``, an expert named twice by one token, or a weight in an empty slot.
+    Raises TypeError for a wrong dtype, ValueError for shapes that differ, num_experts outside 1..2**31 - 1, an expert
+    outside ``-1..num_experts-1``, an expert named twice by one token, or a weight in an empty slot.
     """
 
     experts: Int64[Tensor, "tokens slots"]
@@ -128,7 +130,8 @@ def _check_form(routing: Routing) -> None:
         )
     if experts.device != weights.device:
         raise ValueError(f"experts are on {experts.device} and weights on {weights.device}; both must be on one device")
-    check_whole("num_experts", routing.num_experts, 1)
+    if check_whole("num_experts", routing.num_experts, 1) > MOST_EXPERTS:
+        raise ValueError(f"num_experts must be at most {MOST_EXPERTS}, got {show_value(routing.num_experts)}")
     if routing.top_k is not None:
         check_whole("top_k", routing.top_k, 1, routing.num_experts)
 

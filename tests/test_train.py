@@ -210,7 +210,7 @@ def test_only_checkpoints_are_ever_deleted(tmp_path):
 
 def test_steps_are_numbers_and_not_words(tmp_path):
     for step in (999_900, 1_000_000):
-        publish_folder(tmp_path, step_name(step), lambda folder: (folder / "x").write_text("x"))
+        publish_folder(tmp_path, step_name(step), lambda folder: (folder / "x.json").write_text("x"))
     assert latest_checkpoint(tmp_path).name == "step-1000000"
     remove_older(tmp_path, 1_000_000)
     assert [path.name for path in tmp_path.iterdir()] == ["step-1000000"]
@@ -228,7 +228,7 @@ def test_fresh_keeps_the_old_run_until_the_new_one_can_start(tmp_path):
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
     wild = dataclasses.replace(SHORT, steps=200, learning_rate=1e30, warmup=0, checkpoint_every=2)
-    publish_folder(tmp_path, "step-000001", lambda folder: (folder / "good").write_text("good"))
+    publish_folder(tmp_path, "step-000001", lambda folder: (folder / "good.json").write_text("good"))
     with pytest.raises(ValueError, match=r"diverged at step \d+: .*learning_rate=1e\+30|logits must be finite"):
         trainer = Trainer(TINY, wild)
         for _ in range(200):

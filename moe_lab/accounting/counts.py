@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from moe_lab.accounting.families import FAMILIES
-from moe_lab.accounting.fields import Fields, check_size
+from moe_lab.accounting.fields import Fields
 from moe_lab.accounting.parts import COMPONENTS, Architecture, Attention, State
 from moe_lab.accounting.precision import bits_of
 from moe_lab.accounting.reading import read_config
-from moe_lab.checks import check_whole
+from moe_lab.checks import check_size, check_whole
 from moe_lab.models import EMBEDDINGS
 
 

@@ -3,21 +3,10 @@
 import difflib
 from collections.abc import Mapping, Sequence
 
-from moe_lab.checks import check_whole
+from moe_lab.checks import check_size, check_whole
 
 REQUIRED = object()
 """The default of a field that has none: without it, there is no count."""
-
-LARGEST = 2**40
-"""No size of any model; a larger one is a slip, and its products would not fit where they are printed."""
-
-
-def check_size(name: str, value: object, low: int, high: int | None = None) -> int:
-    """Refuse anything but a whole number in low..high, or beyond `LARGEST`."""
-    number = check_whole(name, value, low, high)
-    if number > LARGEST:
-        raise ValueError(f"{name} must be at most 2**40, got a number of {number.bit_length()} bits")
-    return number
 
 
 class Fields:

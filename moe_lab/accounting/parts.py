@@ -42,7 +42,9 @@ class Weight:
     stream: str = "text"
 
     def __post_init__(self) -> None:
-        assert self.component in COMPONENTS and self.stream in STREAMS, (self.component, self.stream)
+        for name, allowed in (("component", COMPONENTS), ("stream", STREAMS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
 
     @property
     def numbers(self) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from moe_lab.models import published
+from moe_lab.paths import check_file
 
 
 def read_config(config: object) -> Mapping:
@@ -20,8 +21,10 @@ def read_config(config: object) -> Mapping:
     path = Path(config)
     if path.is_dir():
         path = path / "config.json"
-    if not path.is_file():
-        raise ValueError(f"config: there is no file {path}")
+    try:
+        check_file(path, "config")
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:

@@ -5,7 +5,18 @@ from pathlib import Path
 
 from moe_lab.bench.rows import Measured
 from moe_lab.checkpoint import read_json
+from moe_lab.checks import check_fits
 from moe_lab.roofline import RECORDS
+
+ABOUT = {
+    "device": str,
+    "driver": str | None,
+    "threads": int,
+    "started": str,
+    "commit": str,
+    "versions": dict[str, str | None],
+}
+"""What every record says of its run, and of which kind; more is welcome."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +48,15 @@ def read_record(path: Path) -> Record:
     if not isinstance(values.get("run"), dict) or not isinstance(values.get("rows"), list):
         raise ValueError(f"{path} must hold a run and its rows, it holds {', '.join(values) or 'nothing'}")
     try:
-        return Record(values["run"], [Measured.from_dict(row) for row in values["rows"]])
-    except (KeyError, TypeError, AttributeError) as error:
+        rows = [Measured.from_dict(row) for row in values["rows"]]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} has a row that is none ({error})") from error
+    try:
+        for name, kind in ABOUT.items():
+            check_fits(f"run.{name}", values["run"][name], kind)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} says too little of its run ({type(error).__name__}: {error})") from error
+    return Record(values["run"], rows)
 
 
 def newest_record(suite: str, device: str | None = None, folder: Path = RECORDS) -> Record | None:

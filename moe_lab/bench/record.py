@@ -10,11 +10,11 @@ from tqdm.auto import tqdm
 from moe_lab.bench import machine
 from moe_lab.bench.limits import refuse_above_roofline
 from moe_lab.bench.rows import Measured
-from moe_lab.checkpoint import read_json, write_json_whole
-from moe_lab.profiling.machine import ROOT
+from moe_lab.checkpoint import read_json, write_json
+from moe_lab.writing import alone, check_writable
 
-UNFINISHED = ROOT / "runs" / "bench"
-"""Where the finished cases of a run wait that was cut: a file a suite, device and commit."""
+UNFINISHED = Path("runs") / "bench"
+"""Where the finished cases of a run wait that was cut: a file a suite, device and commit, below where it began."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def run(
     the same.
 
     Raises ValueError for a row that is not right or above the machine's roofline, and, where a record is wanted, for a
-    tree with uncommitted changes or Triton's interpreter: neither could be repeated.
+    tree with uncommitted changes or Triton's interpreter: neither could be repeated; and while another process records
+    here. CannotWrite, before anything is timed, where record or cases cannot be written.
     """
     cases = list(cases)
     if folder is None:
@@ -51,12 +52,14 @@ def run(
     if path.exists():
         raise ValueError(f"{path} is a record of the same commit and day, and records are immutable; delete it first")
     unfinished = UNFINISHED / f"{suite}-{machine.device_id()}-{commit[:9]}.json"
-    done = _finished(unfinished)
-    about = done.pop("run", None) or machine.describe_run(suite, started)
-    rows = _rows_of(cases, seconds, suite, done, unfinished, about)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json_whole(path, {"run": about, "rows": [row.as_dict() for row in rows]})
-    unfinished.unlink(missing_ok=True)
+    check_writable(path)
+    refusal = "another process records a suite here, and would share the cores; wait for it"
+    with alone(UNFINISHED.with_name("bench.lock"), UNFINISHED, refusal):
+        done = _finished(unfinished)
+        about = done.pop("run", None) or machine.describe_run(suite, started)
+        rows = _rows_of(cases, seconds, suite, done, unfinished, about)
+        write_json(path, {"run": about, "rows": [row.as_dict() for row in rows]})
+        unfinished.unlink(missing_ok=True)
     return rows, path
 
 
@@ -78,7 +81,7 @@ def _rows_of(
         rows += found
         if unfinished:
             done[case.name] = [row.as_dict() for row in found]
-            write_json_whole(unfinished, {"run": about, **done})
+            write_json(unfinished, {"run": about, **done})
     return rows
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
+from moe_lab.checks import check_fits
 from moe_lab.profiling import Timing
 
 MODES = ("eager", "graph")
@@ -53,9 +54,17 @@ class Measured:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Measured":
-        """A row as it was recorded, by an older version too."""
-        names = {field.name for field in fields(cls)}
-        return cls(direction=values["pass"], **{name: value for name, value in values.items() if name in names})
+        """A row as it was recorded, by an older version too; KeyError, TypeError or ValueError for what is none."""
+        kinds = {field.name: field.type for field in fields(cls)}
+        row = cls(direction=values["pass"], **{name: value for name, value in values.items() if name in kinds})
+        for name, kind in kinds.items():
+            check_fits(name, getattr(row, name), kind)
+        for name, time in row.times.items():
+            if time is not None and time <= 0:
+                raise ValueError(f"{name} must be a time above 0, got {time}")
+        if row.error is not None and row.tolerance is None:
+            raise ValueError(f"tolerance must go with the error {row.error}, got None")
+        return row
 
 
 def as_percentiles(timing: Timing, calls: int = 1) -> dict[str, float | int]:
@@ -105,7 +114,8 @@ def _block(rows: list[Measured], baseline: str | None) -> list[str]:
             continue
         against = f"{row.ms_p50 / base:6.2f} x {baseline}" if base else _rate(row)
         memory = "" if row.peak_bytes is None else f"  peak {row.peak_bytes / 1e6:.0f} MB"
-        times = f"{row.ms_p50:11.3f} ms  ({row.ms_p20:.3f} to {row.ms_p80:.3f})"
+        between = [time for time in (row.ms_p20, row.ms_p80) if time is not None]
+        times = f"{row.ms_p50:11.3f} ms  ({' to '.join(f'{time:.3f}' for time in between)})"
         lines.append(f"  {row.implementation:28} {times} {against}{memory}")
     return lines
 

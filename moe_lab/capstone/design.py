@@ -7,8 +7,10 @@ from pathlib import Path
 
 from moe_lab.checkpoint import read_json
 from moe_lab.checks import check_whole
+from moe_lab.paths import check_new_or_ours
 from moe_lab.roofline import check_dtype
 from moe_lab.routers import find_method
+from moe_lab.writing import write_whole
 
 SAME = (
     ("num_experts", "num_local_experts", "n_routed_experts"),
@@ -101,6 +103,9 @@ def read_design(source: object) -> Design:
 
 
 def write_design(design: Design, path: Path) -> Path:
-    """Write a design as JSON, for ``python -m moe_lab grade``; raises TypeError where JSON cannot hold it."""
-    path.write_text(json.dumps(design.as_dict(), indent=2) + "\n", encoding="utf-8")
-    return path
+    """Write a design as JSON, for ``python -m moe_lab grade``.
+
+    Raises TypeError where JSON cannot hold it; ValueError for a file of that name that is no design; CannotWrite.
+    """
+    text = json.dumps(design.as_dict(), indent=2) + "\n"
+    return write_whole(check_new_or_ours(path, '{\n  "config":'), text)

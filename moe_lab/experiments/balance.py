@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from moe_lab.balance import Balance, measure_balance
-from moe_lab.checkpoint import read_json, write_json_whole
+from moe_lab.checkpoint import read_json, write_json
 from moe_lab.checks import check_whole
 from moe_lab.config import LanguageModelConfig, TrainConfig
 from moe_lab.corpus import Corpus, draw_batch, standard_library
 from moe_lab.experiments.runner import time_steps
 from moe_lab.folders import DATA
 from moe_lab.lm import LanguageModel
+from moe_lab.paths import check_new_or_ours
 from moe_lab.routers import find_method, options_of
 from moe_lab.train import Trainer, describe_machine
 
@@ -30,6 +31,7 @@ SEEDS = (0, 1, 2)
 GROUP = 64  # tokens in a row that balanced_causal balances: one text
 EVERY = 10  # steps between two samples of the loads
 RECORD = DATA / "training" / "balance.json"
+BEGINS = '{\n  "model":'  # such a record, and so what a new one may replace
 WEIGHTS = {"score": "sigmoid", "renormalise": True}  # the same for every method, so that only the selection differs
 ON_SCORES = {**WEIGHTS, "objective": "score"}
 MODEL = LanguageModelConfig(d_model=64, num_layers=2, context=64, d_expert=64, method="top_k", bias_rate=0.0)
@@ -189,7 +191,7 @@ def run_missing(folder: Path, corpus: Corpus, steps: int | None = None, only: st
     for name, seed in tqdm([(name, seed) for seed in SEEDS for name in chosen_runs(only)], desc="runs", unit="run"):
         path = folder / f"{name}-{seed}.json"
         if not path.is_file():
-            write_json_whole(path, train_one(name, seed, corpus, steps))
+            write_json(path, train_one(name, seed, corpus, steps))
         record = read_json(path)
         if record.get("configs") != configs_of(name, seed, steps):
             raise ValueError(f"{path} holds a run with other settings than were asked for; give another --out")
@@ -198,7 +200,11 @@ def run_missing(folder: Path, corpus: Corpus, steps: int | None = None, only: st
 
 
 def write_record(folder: Path, path: Path, steps: int | None = None, only: str = "") -> Path:
-    """Train what is missing, time a step of every method, and write it all into one file."""
+    """Train what is missing, time a step of every method, and write it all into one file.
+
+    Raises ValueError for a file at ``path`` that is no such record.
+    """
+    check_new_or_ours(path, BEGINS)
     if steps is not None:
         check_whole("steps", steps, EVERY)
     corpus = standard_library()
@@ -210,5 +216,5 @@ def write_record(folder: Path, path: Path, steps: int | None = None, only: str =
         "runs": run_missing(folder, corpus, steps, only),
         "step_ms": step_times(chosen_runs(only), corpus),
     }
-    write_json_whole(path, record)
+    write_json(path, record)
     return path

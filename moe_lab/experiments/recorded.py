@@ -4,16 +4,18 @@ import dataclasses
 import time
 from pathlib import Path
 
-from moe_lab.checkpoint import read_json, write_json_whole
+from moe_lab.checkpoint import read_json, write_json
 from moe_lab.corpus import standard_library
 from moe_lab.experiments.dense_vs_moe import PARTS, PRESETS, Preset, architectures, make_runs
 from moe_lab.experiments.ratios import Ratios, compare_arms
 from moe_lab.experiments.runner import Run, run_missing, time_steps
 from moe_lab.experiments.scaling_law import Fit, fit_law
 from moe_lab.folders import DATA
+from moe_lab.paths import check_new_or_ours
 from moe_lab.train import Trainer, check_device, describe_machine
 
 RECORD = DATA / "training" / "dense_vs_moe.json"
+BEGINS = '{\n  "preset":'  # such a record, and so what a new one may replace
 ROUNDS = 24  # in which every arm makes one step on the clock
 
 
@@ -22,8 +24,10 @@ def write_record(
 ) -> Path:
     """Train what is missing of these parts, time the steps, and write everything into one file.
 
-    Raises ValueError for an unknown preset or part, and for runs in ``folder`` that were made with other settings.
+    Raises ValueError for an unknown preset or part, for runs in ``folder`` that were made with other settings, and for
+    a file at ``path`` that is no such record.
     """
+    check_new_or_ours(path, BEGINS)
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
     grid = PRESETS[preset]
@@ -41,7 +45,7 @@ def write_record(
         "step_ms": time_arms(race_arms(grid)),
         "architecture_ms": time_arms(architecture_arms(grid)) if "architectures" in parts else {},
     }
-    write_json_whole(path, record)
+    write_json(path, record)
     return path
 
 
@@ -69,6 +73,10 @@ def read_record(path: Path = RECORD) -> dict:
     for field in ("preset", "grid", "machine", "step_ms"):
         if field not in record:
             raise ValueError(f"{path} lacks the field {field!r}")
+    try:
+        describe(record)  # which reads all of it but the law's runs
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path} is no record of a grid ({type(error).__name__}: {error})") from error
     return record
 
 

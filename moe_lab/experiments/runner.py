@@ -5,11 +5,11 @@ checkpoint, and one that has its record is not trained again.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import queue
-import shutil
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from moe_lab.accounting.counter import flop_counter
 from moe_lab.balance import measure_balance
-from moe_lab.checkpoint import latest_checkpoint, read_json, write_json_whole
+from moe_lab.checkpoint import latest_checkpoint, read_json, start_over, write_json
 from moe_lab.config import LanguageModelConfig, TrainConfig
 from moe_lab.corpus import Corpus, standard_library
 from moe_lab.layers import MoE
@@ -152,8 +152,11 @@ def train_one(
     except Diverged as error:
         outcome = {"diverged": str(error)}
     record = {"name": run.name, "configs": run.configs, **outcome}
-    write_json_whole(folder / f"{run.name}.json", record)
-    shutil.rmtree(folder / run.name)
+    write_json(folder / f"{run.name}.json", record)
+    start_over(folder / run.name)
+    (folder / run.name / ".lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a reader's own files keep the folder
+        (folder / run.name).rmdir()
     return record
 
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from moe_lab.checkpoint import read_json
+from moe_lab.checkpoint import publish_folder, read_json, system_errors
 from moe_lab.hf.modeling import MoeLabConfig, MoeLabForCausalLM
 from moe_lab.lm import LanguageModel
 
@@ -31,7 +31,7 @@ def export(model: LanguageModel, folder: str | Path) -> Path:
         ['config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json']
 
     Raises TypeError for another kind of model; ValueError for one spread over several ranks, one whose options are no
-    JSON, or a folder that holds anything but an earlier export.
+    JSON, or a folder that holds anything but an earlier export; CannotWrite, and the earlier export is unchanged.
     """
     if not isinstance(model, LanguageModel):
         raise TypeError(
@@ -39,9 +39,15 @@ def export(model: LanguageModel, folder: str | Path) -> Path:
         )
     folder = Path(folder)
     check_folder(folder)
-    served = as_transformers(model)
-    served.save_pretrained(folder)
-    byte_tokenizer(model.config.context).save_pretrained(folder)
+    served, tokenizer = as_transformers(model), byte_tokenizer(model.config.context)
+
+    def write(hidden: Path) -> None:
+        tokenizer.save_pretrained(hidden)
+        with system_errors():
+            served.save_pretrained(hidden)
+
+    whole = folder.absolute()
+    publish_folder(whole.parent, whole.name, write)
     return folder
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from moe_lab.hf.ring import Ring
 from moe_lab.hf.watched_layer import WatchedLayer
+from moe_lab.paths import check_new_or_ours
 from moe_lab.plots.watching import draw_loads, say_loads
+from moe_lab.writing import write_whole
 
 COLUMNS = ("layer", "experts", "tokens", "max/mean", "variance", "cv", "entropy", "gini", "dead", "dropped", "chance")
 """Of a table. ``chance`` is the cv that fair lots would still leave, `Balance.noise_floor_cv`."""
@@ -90,12 +92,13 @@ class Recording:
         return save_recording(self, Path(path))
 
     def report(self, path: str | Path) -> Path:
-        """Write one HTML page that asks for nothing from outside: what ran, table, figures, what is not known."""
-        from moe_lab.hf.report import make_page
+        """Write one HTML page that asks for nothing from outside: what ran, table, figures, what is not known.
 
-        path = Path(path)
-        path.write_text(make_page(self), encoding="utf-8")
-        return path
+        Raises ValueError for a file of that name that is no such page; CannotWrite.
+        """
+        from moe_lab.hf.report import BEGINS, make_page
+
+        return write_whole(check_new_or_ours(path, BEGINS), make_page(self))
 
     def _repr_html_(self) -> str:
         return html_table(self)

@@ -34,6 +34,13 @@ figcaption { color: var(--quiet) }
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Whatever stood in the page, the browser would fetch and run nothing."""
 
+BEGINS = (
+    f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
+    f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Routing of '
+)
+"""How such a page begins, and so what a new one may replace."""
+
 MEANING = {
     "max/mean": "load of the busiest expert over the mean load; 1 is even",
     "variance": "mean of (load - mean)²; it grows with the number of tokens, so compare cv",
@@ -53,12 +60,12 @@ def make_page(recording: Recording) -> str:
     content security policy that nothing may be loaded.
     """
     about = recording.about
-    title = f"Routing of {about['model']}"
+    model = html.escape(str(about["model"]))
     names = [layer.name for layer in recording.layers]
     balances = [layer.balance for layer in recording.layers]
     spread = (names, [balance.cv for balance in balances], [balance.noise_floor_cv for balance in balances])
     sections = [
-        f"<h1>{html.escape(title)}</h1>",
+        f"<h1>Routing of {model}</h1>",
         f"<p>{html.escape(recording.say_kept())}</p>",
         "<h2>What ran</h2>",
         _list(what_ran(recording)),
@@ -73,13 +80,8 @@ def make_page(recording: Recording) -> str:
         "<h2>What is not known</h2>",
         "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in what_is_not_known(recording)) + "</ul>",
     ]
-    head = (
-        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
-    )
     body = "\n".join(sections)
-    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body><main>\n{body}\n</main></body>\n</html>\n'
+    return f"{BEGINS}{model}</title><style>{STYLE}</style></head>\n<body><main>\n{body}\n</main></body>\n</html>\n"
 
 
 def what_ran(recording: Recording) -> dict[str, str]:

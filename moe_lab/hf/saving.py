@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moe_lab.checkpoint import read_json, write_json_whole
+from moe_lab.checkpoint import read_json, write_json
 from moe_lab.checks import check_whole
 from moe_lab.hf.recording import Recording
 from moe_lab.hf.ring import Ring
 from moe_lab.hf.watched_layer import WatchedLayer
+from moe_lab.paths import RECORDING_BYTES, check_file, check_new_or_ours
+from moe_lab.writing import write_whole
 
 FORMAT = "moe_lab.watch 1"
 COUNTS = ("top_k", "tokens", "calls", "padded", "recomputed", "aligned")
@@ -22,14 +24,17 @@ def save_recording(recording: Recording, path: Path) -> Path:
     JSON: ``format``, ``about``, ``layers`` with their loads and kept rows, ``token_ids``. Parquet: a row a layer and
     kept token, with the columns layer, position, token_id, experts, weights; the rest is in the file's metadata.
 
-    Raises ValueError for another ending.
+    Raises ValueError for another ending, and for a file of that name that is no such recording (of a Parquet file, that
+    is none); CannotWrite.
     """
     if path.suffix == ".json":
         layers = [head_of(layer) | rows_of(layer) for layer in recording.layers]
         ids = recording.token_ids
         about = {"format": FORMAT, "about": recording.about, "keep": recording.ids_kept.size}
-        write_json_whole(path, about | {"layers": layers, "token_ids": None if ids is None else ids.tolist()})
+        check_new_or_ours(path, f'{{\n  "format": "{FORMAT}"')
+        write_json(path, about | {"layers": layers, "token_ids": None if ids is None else ids.tolist()})
     elif path.suffix == ".parquet":
+        check_new_or_ours(path, "PAR1")
         _write_parquet(recording, path)
     else:
         raise ValueError(f"path must end in .json or .parquet, got {path.name!r}")
@@ -55,7 +60,7 @@ def load_watch(path: str | Path) -> Recording:
     path = Path(path)
     if path.suffix not in (".json", ".parquet"):
         raise ValueError(f"path must end in .json or .parquet, got {path.name!r}")
-    values = read_json(path) if path.suffix == ".json" else _read_parquet(path)
+    values = read_json(path, RECORDING_BYTES) if path.suffix == ".json" else _read_parquet(path)
     if values.get("format") != FORMAT:
         raise ValueError(f"{path} is not a recording of a watch ({FORMAT}), its format is {values.get('format')!r}")
     try:
@@ -77,6 +82,8 @@ def rows_of(layer: WatchedLayer) -> dict:
 
 
 def _as_recording(values: dict) -> Recording:
+    from moe_lab.hf.report import what_ran
+
     layers = [_as_layer(entry, values["keep"]) for entry in values["layers"]]
     if not layers:
         raise ValueError("no layers")
@@ -85,7 +92,9 @@ def _as_recording(values: dict) -> Recording:
         rows = torch.tensor(values["token_ids"], dtype=torch.int64).reshape(-1, 1)
         ids.added = max(layer.tokens for layer in layers) - len(rows)
         ids.add(rows)
-    return Recording(layers, dict(values["about"]), ids)
+    recording = Recording(layers, dict(values["about"]), ids)
+    what_ran(recording)  # fails where a report of it would
+    return recording
 
 
 def _as_layer(entry: dict, keep: int) -> WatchedLayer:
@@ -129,10 +138,8 @@ def _write_parquet(recording: Recording, path: Path) -> None:
     about = {"format": FORMAT, "about": recording.about, "keep": recording.ids_kept.size, "layers": heads}
     about["token_ids"] = ids is not None
     table = pa.table({name: pa.chunked_array(parts) for name, parts in columns.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_suffix(".part")
-    pyarrow.parquet.write_table(table.replace_schema_metadata({"moe_lab.watch": json.dumps(about)}), hidden)
-    hidden.replace(path)
+    table = table.replace_schema_metadata({"moe_lab.watch": json.dumps(about)})
+    write_whole(path, lambda hidden: pyarrow.parquet.write_table(table, hidden))
 
 
 def _lists(rows: Tensor, kind):
@@ -148,8 +155,7 @@ def _read_parquet(path: Path) -> dict:
     import pyarrow.compute
     import pyarrow.parquet
 
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
+    check_file(path, most_bytes=None)
     try:
         table = pyarrow.parquet.read_table(path)
         values = json.loads((table.schema.metadata or {}).get(b"moe_lab.watch", b"{}"))

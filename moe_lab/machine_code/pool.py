@@ -92,7 +92,7 @@ class Worker:
     def _start(self) -> subprocess.Popen:
         command = [sys.executable, "-m", "moe_lab.machine_code.worker", str(self._log)]
         with self._log.open("ab") as log:
-            return subprocess.Popen(
+            return subprocess.Popen(  # noqa: S603 - this Python and our own module; no shell reads the folder's name
                 [*command, *([] if self._folder is None else [str(self._folder)])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

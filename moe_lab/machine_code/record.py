@@ -2,21 +2,29 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
+from moe_lab.checks import check_fits
 from moe_lab.machine_code.rows import Row
+from moe_lab.paths import check_new_or_ours
+from moe_lab.writing import write_whole
+
+BEGINS = '{\n"triton":'
+"""How such a file begins, and so what a new one may replace."""
 
 
 def write_record(path: Path, triton: str, rows: Sequence[Row]) -> None:
     """Write the rows, one a line so that a diff shows which changed, under the version of Triton that made them.
 
-    Raises ValueError if a row failed: a record is what later rows are held against.
+    Raises ValueError if a row failed, since a record is what later rows are held against, and for a file of that name
+    that is no such record.
     """
+    check_new_or_ours(path, BEGINS)
     if failed := [row.name for row in rows if not row.ok]:
         raise ValueError(f"not recorded, {len(failed)} of {len(rows)} did not compile: {', '.join(failed[:5])}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(f"  {json.dumps(row.as_dict())}" for row in rows)
-    path.write_text(f'{{\n"triton": {json.dumps(triton)},\n"rows": [\n{lines}\n]\n}}\n', encoding="utf-8")
+    write_whole(path, f'{BEGINS} {json.dumps(triton)},\n"rows": [\n{lines}\n]\n}}\n')
 
 
 def read_record(path: Path) -> tuple[str, list[Row]]:
@@ -25,7 +33,12 @@ def read_record(path: Path) -> tuple[str, list[Row]]:
 
     value = read_json(path)
     try:
-        return value["triton"], [Row(**row) for row in value["rows"]]
+        check_fits("triton", value["triton"], str)
+        rows = [Row(**row) for row in value["rows"]]
+        for row in rows:
+            for field in fields(row):
+                check_fits(f"{field.name} of {row.kernel}", getattr(row, field.name), field.type)
+        return value["triton"], rows
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is no record of compiled kernels ({error}); write it again") from error
 

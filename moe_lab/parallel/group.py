@@ -11,6 +11,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from moe_lab.checks import check_whole
+from moe_lab.parallel.loopback import ADDRESS, open_store
+
 BEAT_S = 0.5
 SILENCE_S = 3.0
 """A rank that has not beaten for so long is not there: six beats, should the machine be busy."""
@@ -52,6 +55,27 @@ class Heartbeat:
         return [self.store.add(str(rank), 0) for rank in range(self.ranks)]
 
 
+def place_among_ranks() -> tuple[int, int]:
+    """This rank, and how many there are, as the environment has it; ValueError for anything that no launcher sets."""
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)} not set: start the ranks with torchrun --nproc-per-node N -m moe_lab ..."
+            + ("; for one process alone, unset WORLD_SIZE" if "WORLD_SIZE" in os.environ else "")
+        )
+    rank, ranks, port = (_whole_from_environment(name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    check_whole("WORLD_SIZE", ranks, 1)
+    check_whole("MASTER_PORT", port, 0, 65535)
+    return check_whole("RANK", rank, 0, ranks - 1), ranks
+
+
+def _whole_from_environment(name: str) -> int:
+    try:
+        return int(os.environ[name])
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number, got {os.environ[name]!r}") from None
+
+
 @contextlib.contextmanager
 def joined(timeout_s: float | int = 60) -> Iterator[None]:
     """Be a rank: join the others as the environment says (torchrun sets it), and leave at the end.
@@ -62,12 +86,7 @@ def joined(timeout_s: float | int = 60) -> Iterator[None]:
     Raises RankLost, with the numbers of the ranks, where a collective fails because others are gone; ValueError where
     no launcher has set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
     """
-    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise ValueError(
-            f"{', '.join(missing)} not set: start the ranks with torchrun --nproc-per-node N -m moe_lab ..."
-        )
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, ranks = place_among_ranks()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:  # one machine: its name need not resolve
@@ -98,7 +117,8 @@ def _store(purpose: str, timeout_s: float | int) -> dist.Store:
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     hosts = not hosted and purpose == "group" and os.environ["RANK"] == "0"
     waits = timedelta(seconds=timeout_s)
-    store = dist.TCPStore(address, port, is_master=hosts, timeout=waits, wait_for_workers=False)
+    serve = open_store if address in (ADDRESS, "localhost") else dist.TCPStore
+    store = serve(address, port, is_master=hosts, timeout=waits, wait_for_workers=False)
     return dist.PrefixStore(f"{purpose}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 

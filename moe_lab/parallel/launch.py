@@ -11,11 +11,11 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from moe_lab.checks import check_number, check_whole
 from moe_lab.parallel import PRELOADED
 from moe_lab.parallel.group import SILENCE_S, joined
+from moe_lab.parallel.loopback import ADDRESS, open_store
 
 MOST_RANKS = 64  # processes on one machine
 
@@ -36,7 +36,7 @@ def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, timeout
     """
     check_whole("ranks", ranks, 1, MOST_RANKS)
     check_number("timeout_s", timeout_s, above=0)
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = open_store(wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")  # imports torch once, and then forks in no time
     context.set_forkserver_preload(PRELOADED)  # without effect where a server runs already
     ends = [context.Pipe(duplex=False) for _ in range(ranks)]
@@ -67,7 +67,7 @@ def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, timeout
 def _be_rank(rank: int, ranks: int, port: int, timeout_s: float | int, sender: Connection, task: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer, who ends the ranks
     os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_ADDR": ADDRESS,
         "MASTER_PORT": str(port),
         "RANK": str(rank),
         "WORLD_SIZE": str(ranks),
@@ -77,7 +77,7 @@ def _be_rank(rank: int, ranks: int, port: int, timeout_s: float | int, sender: C
     }
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks))
     try:
-        function, arguments = pickle.loads(task)
+        function, arguments = pickle.loads(task)  # noqa: S301 - from the parent, through a pipe of its own
         with joined(timeout_s):
             answer = "result", function(*arguments)
     except Exception:
@@ -98,7 +98,7 @@ def _listen(receivers: list[Connection], processes: list, timeout_s: float | int
         for receiver in ready:
             rank = open_ends.pop(receiver)
             try:
-                said[rank] = pickle.loads(receiver.recv_bytes())
+                said[rank] = pickle.loads(receiver.recv_bytes())  # noqa: S301 - from a child, through a pipe of its own
             except (EOFError, OSError):
                 processes[rank].join()
                 said[rank] = "death", processes[rank].exitcode

@@ -95,13 +95,9 @@ class ParallelTrainer(Trainer):
     def publish(self, out: Path) -> None:
         """Add a checkpoint to ``out``: rank 0 makes its folder, all write into it, rank 0 gives it its name."""
         self.check_finite()
-        name = step_name(self.history.steps)
-        if self.leads:
-            publish_folder(out, name, self._write_with_others)
-            remove_older(out, self.history.steps)
-        else:
-            save_training(self.model, self.optimizer, Path(_from_rank_0("")))
-        dist.barrier()
+        problem = self._publish_with_others(out) if self.leads else self._write_for_rank_0()
+        if said := _from_rank_0(str(problem or "")):  # all stop, or all go on
+            raise problem or OSError(said)
 
     def check_finite(self) -> None:
         """Refuse, on all ranks, weights that are not finite on any."""
@@ -114,10 +110,26 @@ class ParallelTrainer(Trainer):
         """Take model and optimiser from a checkpoint, whoever wrote it."""
         load_training(self.model, self.optimizer, folder)
 
-    def _write_with_others(self, folder: Path) -> None:
-        _from_rank_0(str(folder))
-        self.describe(folder)
-        save_training(self.model, self.optimizer, folder)
+    def _publish_with_others(self, out: Path) -> OSError | None:
+        told = []
+
+        def write(folder: Path) -> None:
+            told.append(_from_rank_0(str(folder)))
+            save_training(self.model, self.optimizer, folder)
+            self.describe(folder)
+
+        try:
+            publish_folder(out, step_name(self.history.steps), write)
+            remove_older(out, self.history.steps)
+        except OSError as error:
+            if not told:
+                _from_rank_0("")  # they wait to hear of a folder
+            return error
+
+    def _write_for_rank_0(self) -> None:
+        if folder := _from_rank_0(""):
+            with contextlib.suppress(OSError):  # then rank 0 has it too, and tells
+                save_training(self.model, self.optimizer, Path(folder))
 
     def _sum(self, value: float) -> float:
         total = torch.tensor(value, dtype=torch.float64, device=self.config.device)
@@ -159,7 +171,7 @@ def train_on_ranks(
         if dist.get_rank() == 0:
             try:
                 stack.enter_context(alone_in(out))
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 refusal = str(error)
         if refusal := _from_rank_0(refusal):
             raise ValueError(refusal)

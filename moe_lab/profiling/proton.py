@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from moe_lab.checks import check_whole
+from moe_lab.checks import check_fits, check_whole
 from moe_lab.profiling.categories import category_of
 from moe_lab.profiling.table import KernelRow
 
@@ -62,9 +62,11 @@ def read_proton(database: list[dict]) -> list[KernelRow]:
     totals: dict[str, tuple[int, float]] = {}
     try:
         for name, calls, time_ns in _kernels(database[0]):
+            for what, value, kind in (("name", name, str), ("count", calls, int), ("time (ns)", time_ns, float)):
+                check_fits(what, value, kind)
             before = totals.get(name, (0, 0.0))
             totals[name] = before[0] + calls, before[1] + time_ns / 1e3
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"this is no tree of proton's frames ({error!r})") from error
     whole = sum(time_us for _, time_us in totals.values())
     rows = [KernelRow(name, category_of(name), *total, total[1] / whole) for name, total in totals.items()]

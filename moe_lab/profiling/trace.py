@@ -6,9 +6,13 @@ from pathlib import Path
 
 from moe_lab.checkpoint import read_json
 from moe_lab.checks import check_number, check_whole
+from moe_lab.paths import check_new_or_ours
 from moe_lab.profiling.categories import CATEGORIES
+from moe_lab.writing import write_whole
 
 KINDS = ("cpu", "cuda")
+BEGINS = '{"otherData":'
+"""How such a file begins, and so what a new one may replace."""
 CPU_LANE = "CPU"
 GPU_LANE = "GPU stream"
 ABOUT = ("device", "kind", "date", "commit", "versions", "implementation", "direction", "dtype", "shape")
@@ -86,6 +90,7 @@ class Trace:
         for key in ("shape", "versions"):
             if not isinstance(self.about[key], dict):
                 raise ValueError(f"about[{key!r}] must be a dict, got {self.about[key]!r}")
+        check_number("about['call_us']", self.about.get("call_us", 0.0), at_least=0)
         self.events = sorted(self.events, key=lambda event: (event.start_us, event.end_us))
 
     @property
@@ -100,18 +105,18 @@ class Trace:
         return max([float(self.about.get("call_us", 0.0)), *(event.end_us for event in self.events)])
 
     def write(self, path: Path) -> Path:
-        """Write the trace as Chrome trace JSON, which chrome://tracing and Perfetto open; one event a line."""
+        """Write the trace as Chrome trace JSON, which chrome://tracing and Perfetto open; one event a line.
+
+        Raises ValueError for a file of that name that is no such trace, and CannotWrite.
+        """
         lanes = {lane: number for number, lane in enumerate(self.lanes, start=1)}
         rows = [_lane_name(lane, number) for lane, number in lanes.items()]
         rows += [_as_chrome(event, lanes[event.lane]) for event in self.events]
         lines = ",\n".join(json.dumps(row) for row in rows)
         about = json.dumps(self.about)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            f'{{"otherData": {about},\n"displayTimeUnit": "ms",\n"traceEvents": [\n{lines}\n]}}\n', encoding="utf-8"
-        )
-        return path
+        check_new_or_ours(path, BEGINS)
+        text = f'{BEGINS} {about},\n"displayTimeUnit": "ms",\n"traceEvents": [\n{lines}\n]}}\n'
+        return write_whole(path, text)
 
     @staticmethod
     def read(path: Path) -> "Trace":
@@ -128,7 +133,7 @@ class Trace:
         events = _read_rows(path, rows)
         try:
             return Trace(about, events)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moe_lab.accounting.precision import BITS
 from moe_lab.checkpoint import read_json
-from moe_lab.checks import check_number
+from moe_lab.checks import check_fits, check_number
 from moe_lab.folders import DATA
 
 BYTES = {dtype: BITS[dtype] // 8 for dtype in ("bfloat16", "float16", "float32")}
@@ -98,26 +98,34 @@ def measured_device(path: Path | None = None) -> Device:
         if not newest:
             raise FileNotFoundError(f"no ceilings in {RECORDS}; measure them: python -m moe_lab bench ceilings")
         return newest[0]
-    return _as_device(path, read_json(path))
+    return _read_device(path)[1]
 
 
 def measured_devices() -> list[Device]:
     """The newest ceilings of every machine in data/benchmarks, the newest first; none if none was recorded."""
-    records = {path: read_json(path) for path in sorted(RECORDS.glob("ceilings-*.json"))}
+    found = [_read_device(path) for path in sorted(RECORDS.glob("ceilings-*.json"))]
     newest: dict[str, Device] = {}
-    for path in sorted(records, key=lambda path: records[path]["run"]["started"], reverse=True):
-        newest.setdefault(records[path]["run"]["device"], _as_device(path, records[path]))
+    for run, device in sorted(found, key=lambda one: one[0]["started"], reverse=True):
+        newest.setdefault(run["device"], device)
     return list(newest.values())
 
 
-def _as_device(path: Path, record: dict) -> Device:
-    run, rows = record.get("run", {}), record.get("rows", [])
-    if run.get("suite") != "ceilings":
-        raise ValueError(f"{path} must be a record of the suite ceilings, it is of {run.get('suite')!r}")
-    threads = "" if run["driver"] else f", {run['threads']} {'thread' if run['threads'] == 1 else 'threads'}"
-    name = f"{run['device']}{threads}, {run['started'][:10]}"
-    flops_per_s, bytes_per_s = best_rates((row["dtype"], row["flops"], row["bytes"], row["ms_p50"]) for row in rows)
-    return Device(name, flops_per_s, bytes_per_s, "measured", path.name)
+def _read_device(path: Path) -> tuple[dict, Device]:
+    """What a record says of its run, and the device with its ceilings."""
+    record = read_json(path)
+    run, rows = record.get("run"), record.get("rows")
+    suite = run.get("suite") if isinstance(run, dict) else None
+    if suite != "ceilings":
+        raise ValueError(f"{path} must be a record of the suite ceilings, it is of {suite!r}")
+    try:
+        for name in ("device", "started"):
+            check_fits(f"run.{name}", run[name], str)
+        threads = "" if run["driver"] else f", {run['threads']} {'thread' if run['threads'] == 1 else 'threads'}"
+        samples = [(row["dtype"], row["flops"], row["bytes"], row["ms_p50"]) for row in rows]
+        device = Device(f"{run['device']}{threads}, {run['started'][:10]}", *best_rates(samples), "measured", path.name)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"{path} is no record of ceilings ({type(error).__name__}: {error})") from error
+    return run, device
 
 
 def best_rates(

@@ -7,7 +7,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from moe_lab.balance import check_load
-from moe_lab.checks import check_number, check_whole
+from moe_lab.checks import check_number, check_size, check_whole
 from moe_lab.roofline.devices import BYTES, Device, check_dtype
 
 DIRECTIONS = ("forward", "training")
@@ -32,7 +32,7 @@ class LayerShape:
 
     def __post_init__(self):
         for name in ("d_model", "d_expert", "num_experts"):
-            check_whole(name, getattr(self, name), 1)
+            check_size(name, getattr(self, name), 1)
         check_whole("top_k", self.top_k, 1, self.num_experts)
 
     @property
@@ -84,8 +84,8 @@ def tokens_per_expert(tokens: int, num_experts: int, top_k: int) -> float:
         >>> tokens_per_expert(64, num_experts=128, top_k=8)
         4.0
     """
-    check_whole("top_k", top_k, 1, check_whole("num_experts", num_experts, 1))
-    return check_whole("tokens", tokens, 0) * top_k / num_experts
+    check_whole("top_k", top_k, 1, check_size("num_experts", num_experts, 1))
+    return check_size("tokens", tokens, 0) * top_k / num_experts
 
 
 def popularity(num_experts: int, top_k: int, max_over_mean: float | int = 1.0) -> list[float]:
@@ -101,7 +101,7 @@ def popularity(num_experts: int, top_k: int, max_over_mean: float | int = 1.0) -
 
     Raises ValueError for a ``max_over_mean`` outside 1..num_experts / top_k: no token visits an expert twice.
     """
-    check_whole("top_k", top_k, 1, check_whole("num_experts", num_experts, 1))
+    check_whole("top_k", top_k, 1, check_size("num_experts", num_experts, 1))
     if not 1 <= check_number("max_over_mean", max_over_mean) <= num_experts / top_k:
         raise ValueError(f"max_over_mean must lie in 1..{num_experts / top_k:g} (experts / top_k), got {max_over_mean}")
     if max_over_mean == 1:
@@ -126,7 +126,7 @@ def experts_hit(tokens: int, num_experts: int, top_k: int, max_over_mean: float 
         >>> round(experts_hit(1, 128, 8), 9), round(experts_hit(16, 128, 8), 1)
         (8.0, 82.4)
     """
-    check_whole("tokens", tokens, 0)
+    check_size("tokens", tokens, 0)
     return _hit(popularity(num_experts, top_k, max_over_mean), tokens)
 
 
@@ -169,7 +169,7 @@ def expert_cost(
     Raises ValueError for tokens below 1, an unknown direction or dtype, a load of no rows, of another number of
     experts, or of more than one row a token; TypeError for a load that is not whole numbers.
     """
-    check_whole("tokens", tokens, 1)
+    check_size("tokens", tokens, 1)
     _check_pass(direction, dtype)
     if load is None:
         hit = experts_hit(tokens, shape.num_experts, shape.top_k, max_over_mean)
@@ -196,7 +196,7 @@ def each_expert(
         >>> [round(rows) for rows, _ in alone]
         [40, 23, 16, 13, 11, 9, 8, 7]
     """
-    check_whole("tokens", tokens, 1)
+    check_size("tokens", tokens, 1)
     _check_pass(direction, dtype)
     alone = LayerShape(shape.d_model, shape.d_expert, 1, 1)
     chances = popularity(shape.num_experts, shape.top_k, max_over_mean)

@@ -61,9 +61,10 @@ def route(logits: Float[Tensor, "tokens num_experts"], top_k: int, method: str =
     Every method in which tokens choose shares four options:
     ``score`` (what becomes a weight: "softmax" over all experts, "sigmoid" of each, or
     "softmax_after_top_k" over the chosen logits only), ``bias`` ((num_experts,), added for the
-    selection and never to a weight), ``renormalise`` (weights of a token sum to 1), ``scale``
-    (multiplies the weights, last). Weights are differentiable in ``logits``; the selection is not.
-    Half-precision logits are routed in float32. Equal scores go to the lower expert.
+    selection and never to a weight), ``renormalise`` (weights of a token sum to 1, unless its scores underflow:
+    `weigh`), ``scale`` (multiplies the weights, last). Weights are differentiable in ``logits``; the selection is not.
+    Half-precision logits are routed in float32. Equal scores go to the lower expert, on every device and in the kernel
+    (`gate`); ``torch.topk``, by which Transformers selects, promises no order among equals.
 
     So Mixtral and Qwen3 are "top_k" with ``renormalise=True``, OLMoE is "top_k", gpt-oss is "top_k" with
     ``score="softmax_after_top_k"``, DeepSeek-V2 is "group_limited" with ``group_top=1`` and ``scale=16``, and
@@ -84,7 +85,7 @@ def route(logits: Float[Tensor, "tokens num_experts"], top_k: int, method: str =
 
 def find_method(name: str) -> Callable[..., Routing]:
     """The function behind a method's name; raises ValueError, with the names there are, for any other."""
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {name!r}")
     return METHODS[name]
 

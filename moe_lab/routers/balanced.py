@@ -1,6 +1,7 @@
 """Every expert the same load, and the best score that this allows: balanced, and base, which is its top-1."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from moe_lab.checks import check_number, check_whole
 from moe_lab.routers.cycles import cancel_cycles
 from moe_lab.routers.prices import even_prices, even_targets
-from moe_lab.routers.registry import opaque, router
+from moe_lab.routers.registry import MOST_STEPS, NotFinite, opaque, router
 from moe_lab.routers.repair import repair
 from moe_lab.routers.scores import objective_scores, score_logits, weigh
 from moe_lab.types import Routing
@@ -42,11 +43,13 @@ def assign_evenly(
     ``tolerance=0`` goes on to the optimum, however long that takes.
 
     Loads are the floor or the ceiling of tokens * top_k / num_experts. Deterministic; float32 scores are computed with
-    in float32, the exchanges in float64 on the CPU.
+    in float32, the exchanges in float64 on the CPU. Raises ValueError for scores that are not finite.
     """
     tokens, num_experts = scores.shape
     prices, done = torch.zeros(num_experts, dtype=scores.dtype, device=scores.device), 0
     largest = float(scores.abs().max()) if scores.numel() else 0.0
+    if not math.isfinite(largest):  # in a compiled graph nobody has looked before
+        raise NotFinite(f"scores must be finite, the largest is {largest}")
     if largest > torch.finfo(scores.dtype).max ** 0.5:  # differences could overflow; a common factor changes no optimum
         small = assign_evenly(scores / largest, top_k, iterations=iterations, tolerance=tolerance)
         return dataclasses.replace(small, prices=small.prices * largest)
@@ -126,7 +129,7 @@ def balanced(
     Source: the transport problem of BASE (arXiv:2103.16716), with top_k experts a token; prices by alternating
     quantiles as in quantile balancing (Su 2026), at their midpoints; repair and exchanges are ours.
     """
-    check_whole("iterations", iterations, 1)
+    check_whole("iterations", iterations, 1, MOST_STEPS)
     check_number("tolerance", tolerance, at_least=0)
     if not isinstance(optimal, bool):
         raise TypeError(f"optimal must be True or False, got {optimal!r}")

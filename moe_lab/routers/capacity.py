@@ -93,7 +93,7 @@ def switch(
     tokens, num_experts = logits.shape
     capacity = expert_capacity(capacity_factor, tokens, top_k, num_experts)
     scores = score_logits(logits, score)
-    asked = select(selection_scores(logits, scores, bias), 1)
+    asked = select(selection_scores(logits, scores, score, bias), 1)
     experts = asked.masked_fill(~within_capacity(asked, num_experts, capacity), -1)
     return Routing.trusted(experts, weigh(scores, experts, score, renormalise, scale), num_experts)
 
@@ -130,8 +130,10 @@ def gshard(
     """
     tokens, num_experts = logits.shape
     capacity = expert_capacity(capacity_factor, tokens, top_k, num_experts)
+    if not isinstance(random_second, bool):
+        raise TypeError(f"random_second must be True or False, got {random_second!r}")
     scores = score_logits(logits, score)
-    asked = select(selection_scores(logits, scores, bias), 2)
+    asked = select(selection_scores(logits, scores, score, bias), 2)
     weights = weigh(scores, asked, score, renormalise, scale)
     keep = torch.ones_like(asked, dtype=torch.bool)
     if random_second:
@@ -194,7 +196,7 @@ def capacity_top_k(
     if priority not in PRIORITIES:
         raise ValueError(f"priority must be one of {', '.join(PRIORITIES)}; got {priority!r}")
     scores = score_logits(logits, score)
-    ranking = selection_scores(logits, scores, bias)
+    ranking = selection_scores(logits, scores, score, bias)
     asked = select(ranking, top_k)
     order = torch.arange(tokens, device=logits.device)
     if priority == "score":

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moe_lab.checks import check_number, check_whole
-from moe_lab.routers.registry import opaque, router
+from moe_lab.routers.registry import MOST_STEPS, NotFinite, opaque, router
 from moe_lab.routers.scores import objective_scores, score_logits, weigh
 from moe_lab.types import Routing
 
@@ -53,7 +53,7 @@ def balanced_causal(
     token order, and Expert Threshold (arXiv:2603.11535).
     """
     tokens, num_experts = logits.shape
-    size = max(tokens, 1) if group_size is None else check_whole("group_size", group_size, 1)
+    size = max(tokens, 1) if group_size is None else check_whole("group_size", group_size, 1, MOST_STEPS)
     check_number("pacing", pacing, at_least=0)
     adaptation = (0.3 if bias is None else 0.0) if adaptation is None else adaptation
     check_number("adaptation", adaptation, at_least=0)
@@ -78,6 +78,8 @@ def _assign_in_order(values: Tensor, top_k: int, size: int, pacing: float, adapt
     exact = values.double().cpu().numpy()
     # squares of larger scores could overflow; a factor of the token's own, or it would depend on later ones
     largest = np.abs(exact).max(axis=1, keepdims=True)
+    if not np.isfinite(largest).all():  # in a compiled graph nobody has looked before
+        raise NotFinite(f"scores must be finite, the largest is {largest.max()}")
     by_group.reshape(groups * width, num_experts)[:tokens] = exact / np.where(largest > 1e150, largest, 1.0)
     chosen = _in_order(by_group, top_k, _room(groups, size, top_k, num_experts), size, pacing, adaptation)
     return torch.from_numpy(chosen.reshape(groups * width, top_k)[:tokens]).to(values.device)

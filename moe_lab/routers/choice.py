@@ -95,7 +95,7 @@ def noisy_top_k(
 def choose(logits: Tensor, top_k: int, score: str, bias: Tensor | None, renormalise: bool, scale: float) -> Routing:
     """Score, select the best top_k of each token, weigh: what the methods above have in common."""
     scores = score_logits(logits, score)
-    experts = select(selection_scores(logits, scores, bias), top_k)
+    experts = select(selection_scores(logits, scores, score, bias), top_k)
     return Routing.trusted(experts, weigh(scores, experts, score, renormalise, scale), logits.shape[1])
 
 

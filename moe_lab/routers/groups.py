@@ -45,9 +45,11 @@ def group_limited(
         raise ValueError(f"top_groups={top_groups} groups of {size} experts hold fewer than top_k={top_k}")
     group_top = min(2, size) if group_top is None else check_whole("group_top", group_top, 1, size)
     scores = score_logits(logits, score)
-    ranking = selection_scores(logits, scores, bias)
+    ranking = selection_scores(logits, scores, score, bias)
     group_ranking = scores.detach() if bias is None else ranking  # a sum of logits would be another rule
-    best = group_ranking.reshape(tokens, num_groups, size).topk(group_top, dim=2).values.sum(dim=2)
+    best = group_ranking.reshape(tokens, num_groups, size).topk(group_top, dim=2).values
+    # a power of two changes no order of sums, and no sum of large logits overflows
+    best = (best * 0.5 ** (group_top - 1).bit_length()).sum(dim=2)
     chosen_groups = select(best, top_groups)
     allowed = torch.zeros_like(best, dtype=torch.bool).scatter(1, chosen_groups, True)
     # -inf, not 0: a biased score can be negative, and 0 would then win from outside the groups.
@@ -84,7 +86,7 @@ def grouped_experts(
     if top_k % num_groups:
         raise ValueError(f"num_groups must divide top_k={top_k}, got {num_groups}")
     scores = score_logits(logits, score)
-    ranking = selection_scores(logits, scores, bias).reshape(tokens * num_groups, size)
+    ranking = selection_scores(logits, scores, score, bias).reshape(tokens * num_groups, size)
     inside = select(ranking, top_k // num_groups).view(tokens, num_groups, top_k // num_groups)
     first = torch.arange(0, num_experts, size, device=logits.device).view(1, num_groups, 1)
     experts = (inside + first).view(tokens, top_k)

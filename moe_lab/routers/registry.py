@@ -10,6 +10,13 @@ from torch import Tensor
 from moe_lab.checks import check_whole
 from moe_lab.types import Routing, may_read
 
+MOST_STEPS = 2**31 - 1
+"""Iterations, or tokens of a group, that may be asked for: what an operator's schema takes for a whole number."""
+
+
+class NotFinite(ValueError):
+    """A NaN or an infinity came where only numbers can be worked with."""
+
 
 def router(only_top_k: int | None = None) -> Callable:
     """Make a function a routing method, called by its own name; ``only_top_k`` pins top_k where the paper does."""
@@ -100,4 +107,4 @@ def check_logits(logits: Tensor) -> None:
         return
     if logits.numel() and not all(edge.isfinite() for edge in logits.detach().aminmax()):  # NaN passes through both
         token, expert = (~logits.detach().isfinite()).nonzero()[0].tolist()
-        raise ValueError(f"logits must be finite, logits[{token}, {expert}] is {logits[token, expert].item()}")
+        raise NotFinite(f"logits must be finite, logits[{token}, {expert}] is {logits[token, expert].item()}")

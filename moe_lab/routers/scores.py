@@ -29,17 +29,20 @@ def score_logits(logits: Float[Tensor, "tokens num_experts"], score: str) -> Flo
     return wide.sigmoid() if score == "sigmoid" else wide
 
 
-def selection_scores(logits: Tensor, scores: Tensor, bias: Tensor | None) -> Tensor:
+def selection_scores(logits: Tensor, scores: Tensor, score: str, bias: Tensor | None) -> Tensor:
     """What the selection ranks: score + bias, or without a bias the logits.
 
     Scores and logits have one order, but rounding makes equal scores of unequal logits (a sigmoid
     is 1 for every logit above 17 in float32), so the logits are the finer ruler. With a bias, even one of zeros,
-    there is only the score to add it to.
+    there is only the score to add it to; scores that differ by less than the rounding of that sum are equal.
     """
     if bias is None:
         return widen(logits).detach()
     check_bias(bias, logits)
-    return scores.detach() + bias.detach()
+    ranking = scores.detach() + bias.detach()
+    if score == "softmax_after_top_k":  # the others lie in 0..1, which no finite bias can overflow
+        _check_biased(ranking, bias, "logits")
+    return ranking
 
 
 def objective_scores(logits: Tensor, score: str, bias: Tensor | None, objective: str) -> Tensor:
@@ -55,9 +58,14 @@ def objective_scores(logits: Tensor, score: str, bias: Tensor | None, objective:
         return values
     check_bias(bias, logits)
     values = values + bias.detach()
-    if may_read(values) and not bool(values.isfinite().all()):
-        raise ValueError(f"bias must leave the {objective} finite; the largest is {float(bias.abs().max())}")
+    _check_biased(values, bias, objective)
     return values
+
+
+def _check_biased(values: Tensor, bias: Tensor, kind: str) -> None:
+    """Refuse a sum that overflowed: its infinities would all rank alike, and like what is forbidden."""
+    if may_read(values) and not bool(values.isfinite().all()):
+        raise ValueError(f"bias must leave the {kind} finite; the largest is {float(bias.abs().max())}")
 
 
 def biased_scores(logits: Tensor, scale: str) -> Tensor:
@@ -103,8 +111,13 @@ def weigh(
     renormalise: bool,
     scale: float,
 ) -> Float[Tensor, "tokens slots"]:
-    """Weights of the chosen experts; an empty slot (-1) weighs 0."""
-    check_number("scale", scale)
+    """Weights of the chosen experts; an empty slot (-1) weighs 0.
+
+    Renormalised weights are divided by their sum + 1e-20, DeepSeek-V3's guard: they sum to 1, but to less where a
+    token's scores are about that small, and to 0 where all of them underflow (sigmoids of logits below -46, and -88).
+    """
+    if abs(check_number("scale", scale)) > torch.finfo(scores.dtype).max:  # inf, and NaN where a slot is empty
+        raise ValueError(f"scale must be a finite number in {scores.dtype}, got {scale}")
     if not isinstance(renormalise, bool):
         raise TypeError(f"renormalise must be True or False, got {renormalise!r}")
     empty = experts < 0
@@ -113,5 +126,5 @@ def weigh(
         chosen = chosen.masked_fill(empty, float("-inf")).softmax(dim=1)
     chosen = chosen.masked_fill(empty, 0.0)  # also clears the NaN of a token with no expert at all
     if renormalise:
-        chosen = chosen / (chosen.sum(dim=1, keepdim=True) + 1e-20)  # DeepSeek-V3's guard, for scores that underflow
+        chosen = chosen / (chosen.sum(dim=1, keepdim=True) + 1e-20)
     return chosen * scale

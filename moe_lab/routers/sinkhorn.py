@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moe_lab.checks import check_number, check_whole
-from moe_lab.routers.registry import opaque, router
+from moe_lab.routers.registry import MOST_STEPS, NotFinite, opaque, router
 from moe_lab.routers.scores import objective_scores, score_logits, select, weigh
 from moe_lab.types import Routing, may_read
 
@@ -32,21 +32,25 @@ def sinkhorn(
     tokens / num_experts. The plan is balanced; its top_k only nearly so. It reads the whole batch, so it is not causal:
     S-BASE routes with it in training and with plain top_k afterwards.
 
-    Stops once a column sum is off by less than ``tolerance`` of its target, or after ``iterations``; it works on
-    logarithms, where large logits cannot overflow.
+    Stops once every column sum is off by less than ``tolerance`` of its target, or after ``iterations``; it works on
+    logarithms, where large logits do not overflow, unless their differences do. A plan that is even enough at once, as
+    a high temperature makes it, asks no prices, and the choice is that of `top_k`.
 
     Example:
         >>> logits = torch.tensor([[3.0, 1.0], [2.0, 1.5]])
         >>> sinkhorn(logits, 1).experts.flatten()
         tensor([0, 1])
 
-    Raises: see `route`; ValueError for a temperature or tolerance not above 0, or fewer than 1 iteration.
+    Raises: see `route`; ValueError for a temperature or tolerance not above 0, fewer than 1 iteration, or logits (over
+    the temperature) whose differences overflow.
     Source: Clark et al. 2022 (arXiv:2202.01169), appendix B.2.1, "S-BASE".
     """
     tokens, num_experts = logits.shape
     check_number("temperature", temperature, above=0)
+    if temperature > torch.finfo(torch.float32).max:
+        raise ValueError(f"temperature must be finite in float32, got {temperature}")
     check_number("tolerance", tolerance, above=0)
-    check_whole("iterations", iterations, 1)
+    check_whole("iterations", iterations, 1, MOST_STEPS)
     values = objective_scores(logits, score, bias, objective)
     if tokens:
         values = values / temperature
@@ -68,10 +72,15 @@ def _sinkhorn_prices(values: Tensor, iterations: int, tolerance: float) -> Tenso
     tokens, num_experts = values.shape
     log_target = math.log(tokens / num_experts)
     prices = torch.zeros(num_experts, dtype=values.dtype, device=values.device)
-    for _ in range(iterations):
+    for number in range(iterations):
         rows = torch.logsumexp(values - prices, dim=1, keepdim=True)
         error = torch.logsumexp(values - rows, dim=0) - prices - log_target
+        worst = float(error.abs().max())
+        if not math.isfinite(worst):
+            raise NotFinite(f"logits must have finite differences, the largest is {float(values.abs().max())}")
+        if number == 0 and worst < tolerance:
+            break  # what is off may be rounding alone, and more than all that tells the experts apart
         prices = prices + error
-        if float(error.abs().max()) < tolerance:
+        if worst < tolerance:
             break
     return prices

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_lab.paths import check_file
 from moe_lab.scoreboard.rows import Row
 from moe_lab.scoreboard.tables import as_markdown
+from moe_lab.writing import write_whole
 
 BEGIN, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
 
@@ -25,16 +27,22 @@ def read_table(text: str, name: str = "the text") -> str:
 def write_table(path: Path, rows: Sequence[Row]) -> bool:
     """Put the table between the markers of a file, and touch nothing else; whether that changed the file.
 
-    Raises FileNotFoundError, or ValueError unless each marker is there once, in order.
+    Raises FileNotFoundError, ValueError unless each marker is there once, in order, and CannotWrite.
     """
-    text = path.read_text(encoding="utf-8")
-    before, _, after = _split(text, str(path))
+    text, (before, _, after) = read_page(path)
     new = f"{before}{BEGIN}\n{as_markdown(rows)}\n{END}{after}"
     if new != text:
-        unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_text(new, encoding="utf-8")
-        unfinished.replace(path)
+        write_whole(path, new)
     return new != text
+
+
+def read_page(path: Path) -> tuple[str, tuple[str, str, str]]:
+    """The text of a file that has the markers, and what stands before, between and after them; errors name the file."""
+    try:
+        text = check_file(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text ({error})") from error
+    return text, _split(text, str(path))
 
 
 def _split(text: str, name: str) -> tuple[str, str, str]:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,12 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from moe_lab.notebooks import lessons
+from moe_lab.paths import check_file
 from moe_lab.site.pages import Page, read_document, read_notebook
 from moe_lab.site.programs import WidgetProgram
 from moe_lab.site.render import MARK, render
 from moe_lab.site.widgets import LiveWidget, make_widget
+from moe_lab.writing import alone, explained, flush, put_in_place
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "GLOSSARY.md")
@@ -23,37 +26,40 @@ MAX_BYTES = 2_000_000
 def build(out: Path, root: Path = ROOT) -> list[Path]:
     """Write the site of the repository at ``root`` to the folder ``out``; the same files give the same bytes.
 
-    All is built beside ``out`` and then takes its place, so that a build that fails leaves the old site as it was.
-    Returns the pages.
+    All is built beside ``out`` and then takes its place, so that a build that fails or is killed leaves the old site as
+    it was. Returns the pages.
 
-    Raises ValueError if ``out`` holds anything but such a site, if a page is over 2 MB, if a link leads nowhere, or if
-    a widget no longer says what its notebook says.
+    Raises ValueError if ``out`` holds anything but such a site, if another process builds it, if a page is over 2 MB,
+    if a link leads nowhere, or if a widget no longer says what its notebook says; CannotWrite.
     """
-    out = out.absolute()
     _check_replaceable(out)
-    pages = read_pages(root)
-    _check_links(pages)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        fresh, old = Path(folder) / "new", Path(folder) / "old"
-        for path, text in render(pages):
-            (fresh / path).parent.mkdir(parents=True, exist_ok=True)
-            (fresh / path).write_bytes(_small_enough(path, text.encode()))
-        _replace(out, fresh, old)
+    out = out.resolve() if out.is_symlink() else out.absolute()  # a link stays one
+    with _beside(out) as fresh:
+        pages = read_pages(root)
+        _check_links(pages)
+        with explained(out):
+            for path, text in render(pages):
+                (fresh / path).parent.mkdir(parents=True, exist_ok=True)
+                (fresh / path).write_bytes(_small_enough(path, text.encode()))
+                flush(fresh / path)
+            put_in_place(fresh, out)
+            flush(out.parent)
     return sorted(out.rglob("*.html"))
 
 
-def _replace(out: Path, fresh: Path, old: Path) -> None:
-    """Put the fresh site in place of the old one; or the old one back."""
-    if not out.exists():
-        fresh.rename(out)
-        return
-    out.rename(old)
-    try:
-        fresh.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
+@contextlib.contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A place for the new site, for this process alone; afterwards nothing of it is left, the old site's included."""
+    folder = out.with_name(f".unfinished-{out.name}")
+    with alone(folder / ".lock", out, f"another process builds {out}; wait for it, or give another --out"):
+        fresh = folder / "new"
+        try:
+            with explained(out):
+                shutil.rmtree(fresh, ignore_errors=True)  # what a killed process left
+                fresh.mkdir()
+            yield fresh
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def sources(root: Path) -> list[str]:
@@ -103,8 +109,16 @@ def _small_enough(path: str, text: bytes) -> bytes:
 def _check_replaceable(out: Path) -> None:
     index = out / "index.html"
     empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    if not empty and not (index.is_file() and MARK in index.read_text(encoding="utf-8")):
+    if empty:
+        return
+    if not (index.is_file() and MARK in check_file(index, most_bytes=MAX_BYTES).read_text(encoding="utf-8")):
         raise ValueError(f"{out} is not empty and no site of this command's; give another --out, or remove it")
+    for path in out.rglob("*"):
+        if path.is_symlink() or (path.suffix != ".html" and not path.is_dir()):
+            name = path.relative_to(out)
+            raise ValueError(
+                f"{out} is a site and holds {name} besides, which would be lost; move it, or give another --out"
+            )
 
 
 def _check_links(pages: list[Page]) -> None:

@@ -53,5 +53,6 @@ def _evaluate(program: WidgetProgram, name: str):
     text = f"{program.source}\n{program.expression}\n"
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     scope = {"__name__": "__main__"}
-    exec(compile(program.source, name, "exec"), scope)
-    return eval(compile(program.expression, name, "eval"), scope)
+    # a lesson of this repository, whose code whoever opens it runs as well
+    exec(compile(program.source, name, "exec"), scope)  # noqa: S102
+    return eval(compile(program.expression, name, "eval"), scope)  # noqa: S307

@@ -177,7 +177,7 @@ const grouped = (number) => String(number).replace(/\B(?=(\d{3})+$)/g, ",");
 const QUIET = "data-lm-suppress-shortcuts";
 const SETTINGS = { dtype: "bfloat16", context: 4096, embeddings: "published", mode: "inference" };
 const STEPS = { ...SIZES, context: CONTEXTS }; // what a slider counts through
-const TRAITS = ["models", "model", ...Object.keys(SIZES), ...Object.keys(SETTINGS)];
+const TRAITS = ["models", "model", ...Object.keys(SIZES), ...Object.keys(SETTINGS), "refused"];
 
 const DTYPES = {
   float32: "float32", bfloat16: "bfloat16", float8_e4m3fn: "float8", int4: "int4",
@@ -224,6 +224,7 @@ const PAGE = `
   ${Object.entries(LABELS).map(([name, label]) => slider(name, label)).join("")}
 </fieldset>
 <p class="summary" aria-live="polite"></p>
+<p class="refused" role="alert"></p>
 <div class="picture">
   <div class="bars"></div>
   <div class="legend"></div>
@@ -415,6 +416,7 @@ function render({ model, el }) {
   }
 
   function draw() {
+    find(".refused").textContent = model.get("refused") ?? "";
     frame = 0;
     const state = readState();
     const chosen = modelOf(state);

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Iterable
 from pathlib import Path
 
-import anywidget
 import traitlets
 
 from moe_lab.accounting.counts import Counts, count
@@ -12,6 +11,7 @@ from moe_lab.accounting.parts import COMPONENTS, Attention
 from moe_lab.accounting.precision import bits_of
 from moe_lab.checks import check_whole
 from moe_lab.models import EMBEDDINGS, Published, published
+from moe_lab.widgets.lab_widget import LabWidget
 
 CUSTOM = "custom"
 MODELS = (
@@ -53,7 +53,7 @@ TRAINING_BYTES = {"weights": 2, "gradients": 2, "master weights": 4, "Adam momen
 """Bytes a parameter in mixed precision: bfloat16 weights and gradients, float32 weights and two moments of Adam's."""
 
 
-class Accountant(anywidget.AnyWidget):
+class Accountant(LabWidget):
     """Show a model's parameters, stored against used, its FLOPs a token and its bytes, each by component.
 
     ``model`` is one of ``models``, names of published models that `moe_lab.count` counts from their configs, or
@@ -79,6 +79,7 @@ class Accountant(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("accountant.js")
     _css = Path(__file__).with_name("accountant.css")
+    of_the_reader = ("model", *SIZES, "dtype", "context", "embeddings", "mode")
 
     models = traitlets.List(traitlets.Dict()).tag(sync=True)  # as `describe` makes them
     model = traitlets.Unicode().tag(sync=True)

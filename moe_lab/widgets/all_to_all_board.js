@@ -6,7 +6,7 @@ const [MOST_RANKS, MOST_EXPERTS_PER_RANK, MOST_TOP_K, MOST_TOKENS] = [16, 8, 8, 
 const MOST_EXPERTS = MOST_RANKS * MOST_EXPERTS_PER_RANK;
 const FITTED = ["nodes", "top_k", "node_limit", "replicas", "homes"];
 const TRAITS = ["clusters", "cluster", "ranks", "experts_per_rank", "tokens", "skew", "relay", "even", "seed", "layer",
-  ...FITTED];
+  ...FITTED, "refused"];
 const WAYS = [["inside", "send"], ["inside", "receive"], ["between", "send"], ["between", "receive"]];
 const PREFIXES = [["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e3]];
 
@@ -329,6 +329,7 @@ const PAGE = `
   <label><input class="as-table" type="checkbox"> Show as table</label>
 </div>
 <p class="summary" aria-live="polite"></p>
+<p class="refused" role="alert"></p>
 <div class="picture">
   <div class="times"></div>
   <div class="board"></div>
@@ -604,6 +605,7 @@ function render({ model, el }) {
   }
 
   function draw() {
+    find(".refused").textContent = model.get("refused") ?? "";
     frame = 0;
     if (drag) return; // the chip under the pointer would go
     const state = readState();

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import anywidget
 import torch
 import traitlets
 
@@ -18,6 +17,7 @@ from moe_lab.roofline import LayerShape
 from moe_lab.routers import route
 from moe_lab.types import Routing
 from moe_lab.widgets.expert_roofline import say_time, three_digits
+from moe_lab.widgets.lab_widget import LabWidget
 from moe_lab.widgets.route_one_batch import check_range, uniform
 from moe_lab.widgets.trace_player import say_count
 
@@ -28,7 +28,7 @@ NUMBER_BYTES, WEIGHT_BYTES = 2, 4  # bfloat16 tokens with float32 weights
 FITTED = ("nodes", "top_k", "node_limit", "replicas", "homes")
 
 
-class AllToAllBoard(anywidget.AnyWidget):
+class AllToAllBoard(LabWidget):
     """Move experts between ranks, and see what tokens then make the ranks exchange, compute and wait for.
 
     Every rank has ``tokens`` tokens, whose logits are drawn from ``seed``, the same in the browser as here: Gumbel
@@ -60,6 +60,7 @@ class AllToAllBoard(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("all_to_all_board.js")
     _css = Path(__file__).with_name("all_to_all_board.css")
+    of_the_reader = ("cluster", "ranks", "experts_per_rank", *FITTED, "tokens", "skew", "relay", "even", "seed")
 
     clusters = traitlets.List(traitlets.Dict()).tag(sync=True)
     cluster = traitlets.Unicode().tag(sync=True)

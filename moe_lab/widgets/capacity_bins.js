@@ -3,7 +3,7 @@
 
 const OVERFLOWS = { drop: "drop", reroute: "reroute" };
 const PRIORITIES = { order: "order: earlier tokens", score: "score: highest first", random: "random: drawn tokens" };
-const TRAITS = ["tokens", "num_experts", "top_k", "capacity_factor", "skew", "overflow", "priority", "seed"];
+const TRAITS = ["tokens", "num_experts", "top_k", "capacity_factor", "skew", "overflow", "priority", "seed", "refused"];
 const ORDINALS = ["first", "second", "third", "fourth"];
 const [MOST_TOKENS, MOST_EXPERTS, MOST_TOP_K, MOST_FACTOR] = [64, 16, 4, 3];
 
@@ -128,6 +128,7 @@ const PAGE = `
   <label><input class="as-table" type="checkbox"> Show as table</label>
 </div>
 <p class="summary" aria-live="polite"></p>
+<p class="refused" role="alert"></p>
 <div class="picture">
   <div class="gauges"></div>
   <p class="who"></p>
@@ -289,6 +290,7 @@ function render({ model, el }) {
   }
 
   function draw() {
+    find(".refused").textContent = model.get("refused") ?? "";
     frame = 0;
     const state = readState();
     const placed = place(state);

@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import anywidget
 import torch
 import traitlets
 
@@ -11,12 +10,13 @@ from moe_lab.checks import check_number, check_whole
 from moe_lab.routers import expert_capacity, route
 from moe_lab.routers.capacity import OVERFLOWS, PRIORITIES
 from moe_lab.types import Routing
+from moe_lab.widgets.lab_widget import LabWidget
 from moe_lab.widgets.route_one_batch import check_range, uniform
 
 MOST_TOKENS, MOST_EXPERTS, MOST_TOP_K = 64, 16, 4
 
 
-class CapacityBins(anywidget.AnyWidget):
+class CapacityBins(LabWidget):
     """Show which tokens find a place where every expert has only so many, and let the reader change the rule.
 
     The rule is the router "capacity_top_k": ``capacity_factor``, ``overflow`` and ``priority`` are its own. Logits are
@@ -36,6 +36,7 @@ class CapacityBins(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("capacity_bins.js")
     _css = Path(__file__).with_name("capacity_bins.css")
+    of_the_reader = ("tokens", "num_experts", "top_k", "capacity_factor", "skew", "overflow", "priority", "seed")
 
     tokens = traitlets.Int(24, min=8, max=MOST_TOKENS).tag(sync=True)
     num_experts = traitlets.Int(6, min=2, max=MOST_EXPERTS).tag(sync=True)

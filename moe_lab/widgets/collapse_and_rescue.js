@@ -2,7 +2,7 @@
 // The first half is arithmetic without a page, the twin of collapse_and_rescue.py; a test compares the two.
 
 const DATA = ["runs", "steps", "num_experts", "asked", "chance"];
-const TRAITS = [...DATA, "method", "compare", "layer", "step"];
+const TRAITS = [...DATA, "method", "compare", "layer", "step", "refused"];
 const GROUPS = ["no balancing", "losses", "biases", "rules"];
 
 // Hexadecimal digits, as many for each number: samples by experts.
@@ -89,6 +89,7 @@ const PAGE = `
   <label><input class="as-table" type="checkbox"> Show as table</label>
 </div>
 <p class="summary" aria-live="polite"></p>
+<p class="refused" role="alert"></p>
 <div class="picture">
   <div class="panels"></div>
   <p class="hint">Each band is an expert's share of the assignments; bands that are wide enough carry their number.
@@ -262,6 +263,7 @@ function render({ model, el }) {
   }
 
   function draw() {
+    find(".refused").textContent = model.get("refused") ?? "";
     frame = 0;
     const state = readState();
     const pair = compareRuns(state);

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import anywidget
 import torch
 import traitlets
 
@@ -10,12 +9,13 @@ from moe_lab.balance import measure_balance
 from moe_lab.checkpoint import read_json
 from moe_lab.checks import check_whole
 from moe_lab.experiments.balance import RECORD, RUNS
+from moe_lab.widgets.lab_widget import LabWidget
 from moe_lab.widgets.route_one_batch import check_range
 
 GROUPS = ("no balancing", "losses", "biases", "rules")
 
 
-class CollapseAndRescue(anywidget.AnyWidget):
+class CollapseAndRescue(LabWidget):
     """Show every expert's share of the assignments over a training run, for two balancing methods on equal scales.
 
     ``record`` is what ``python -m moe_lab experiment balance`` writes (the shipped one by default); of its runs, those
@@ -38,6 +38,7 @@ class CollapseAndRescue(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("collapse_and_rescue.js")
     _css = Path(__file__).with_name("collapse_and_rescue.css")
+    of_the_reader = ("method", "compare", "layer", "step")
 
     runs = traitlets.List(traitlets.Dict()).tag(sync=True)  # name, label, group, losses, loads as `pack` writes them
     steps = traitlets.List(traitlets.Int()).tag(sync=True)

@@ -3,7 +3,7 @@
 
 const BYTES = { bfloat16: 2, float16: 2, float32: 4 };
 const SIZES = ["d_model", "d_expert", "num_experts", "top_k"];
-const TRAITS = ["devices", "models", "device", "model", ...SIZES, "tokens", "dtype", "direction", "skew"];
+const TRAITS = ["devices", "models", "device", "model", ...SIZES, "tokens", "dtype", "direction", "skew", "refused"];
 const CUSTOM = "custom";
 const [MOST_TOKENS_LOG, MOST_EXPERTS_LOG, MOST_TOP_K] = [20, 9, 16];
 
@@ -148,6 +148,7 @@ const PAGE = `
   <label><input class="as-table" type="checkbox"> Show as table</label>
 </div>
 <p class="summary" aria-live="polite"></p>
+<p class="refused" role="alert"></p>
 <div class="picture">
   <div class="roof"></div>
   <div class="legend"></div>
@@ -358,6 +359,7 @@ function render({ model, el }) {
   }
 
   function draw() {
+    find(".refused").textContent = model.get("refused") ?? "";
     frame = 0;
     const state = readState();
     const found = examine(state);

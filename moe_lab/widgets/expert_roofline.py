@@ -5,7 +5,6 @@ from dataclasses import asdict
 from decimal import ROUND_HALF_UP, Context
 from pathlib import Path
 
-import anywidget
 import traitlets
 
 from moe_lab.checks import check_number, check_whole
@@ -23,13 +22,14 @@ from moe_lab.roofline import (
     measured_devices,
     tokens_per_expert,
 )
+from moe_lab.widgets.lab_widget import LabWidget
 
 CUSTOM = "custom"
 SKEWS = (1.0, 2.5, 7.0)
-MOST_TOKENS, MOST_EXPERTS, MOST_TOP_K = 2**20, 512, 16
+MOST_TOKENS, MOST_EXPERTS, MOST_TOP_K, MOST_WIDTH = 2**20, 512, 16, 2**24
 
 
-class ExpertRoofline(anywidget.AnyWidget):
+class ExpertRoofline(LabWidget):
     """Show where the experts of a layer lie under the roofline of a device, beside the equal-FLOP dense layer.
 
     ``devices`` are those to choose from: by default the machines whose ceilings were recorded, then the data sheets;
@@ -46,18 +46,21 @@ class ExpertRoofline(anywidget.AnyWidget):
         experts from 3,374 tokens on, the dense layer from 211 tokens on.
 
     Raises ValueError or TypeError for no devices or two of a name, an unknown device, model, dtype, direction or skew,
-    tokens outside 1..1048576, num_experts outside 1..512, and top_k outside 1..16 or above num_experts.
+    tokens outside 1..1048576, widths above 16777216, num_experts outside 1..512, and top_k outside 1..16 or above
+    num_experts.
     """
 
     _esm = Path(__file__).with_name("expert_roofline.js")
     _css = Path(__file__).with_name("expert_roofline.css")
+    of_the_reader = ("device", "model", "d_model", "d_expert", "num_experts", "top_k", "tokens", "dtype")
+    of_the_reader += ("direction", "skew")
 
     devices = traitlets.List(traitlets.Dict()).tag(sync=True)
     models = traitlets.Dict().tag(sync=True)
     device = traitlets.Unicode().tag(sync=True)
     model = traitlets.Unicode().tag(sync=True)
-    d_model = traitlets.Int(1, min=1).tag(sync=True)
-    d_expert = traitlets.Int(1, min=1).tag(sync=True)
+    d_model = traitlets.Int(1, min=1, max=MOST_WIDTH).tag(sync=True)
+    d_expert = traitlets.Int(1, min=1, max=MOST_WIDTH).tag(sync=True)
     num_experts = traitlets.Int(1, min=1, max=MOST_EXPERTS).tag(sync=True)
     top_k = traitlets.Int(1, min=1, max=MOST_TOP_K).tag(sync=True)
     tokens = traitlets.Int(64, min=1, max=MOST_TOKENS).tag(sync=True)

@@ -2,7 +2,7 @@
 // The first half is arithmetic without a page, the twin of memory_tracer.py; a test compares the two.
 
 const DATA = ["tensors", "names", "patterns", "steps", "programs", "launches", "sources", "reference"];
-const TRAITS = [...DATA, "program", "step", "count"];
+const TRAITS = [...DATA, "program", "step", "count", "refused"];
 const COUNTS = ["so far", "all programs"];
 const KINDS = ["load", "store", "atomic", "dot"];
 const FIELDS = ["kind", "tensor", "touched", "held", "elements", "masked", "bytes", "flops", "sectors",
@@ -163,6 +163,7 @@ const PAGE = `
   <label><input class="as-table" type="checkbox"> Show as table</label>
 </div>
 <p class="summary" aria-live="polite"></p>
+<p class="refused" role="alert"></p>
 <pre class="source"></pre>
 <div class="picture">
   <div class="legend"></div>
@@ -341,6 +342,7 @@ function render({ model, el }) {
   }
 
   function draw() {
+    find(".refused").textContent = model.get("refused") ?? "";
     frame = 0;
     const state = readState();
     const found = tally(state);

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import anywidget
 import numpy as np
 import traitlets
 
 from moe_lab.checks import check_whole
 from moe_lab.tracing import KINDS, Record, Step, Totals, traced
+from moe_lab.widgets.lab_widget import LabWidget
 from moe_lab.widgets.route_one_batch import check_range
 
 MOST_TENSORS, MOST_CELLS, MOST_ROWS, MOST_COLUMNS = 3, 4096, 256, 128
@@ -19,7 +19,7 @@ WRAP = 32  # a vector is drawn in rows of so many elements
 COUNTS = ("so far", "all programs")
 
 
-class MemoryTracer(anywidget.AnyWidget):
+class MemoryTracer(LabWidget):
     """Show a traced kernel one step at a time: what it touches, what the mask held back, and what was read before.
 
     ``record`` is a `Record` of `moe_lab.tracing`, or a launcher that is traced here with ``arguments``. Up to three
@@ -47,6 +47,7 @@ class MemoryTracer(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("memory_tracer.js")
     _css = Path(__file__).with_name("memory_tracer.css")
+    of_the_reader = ("program", "step", "count")
 
     tensors = traitlets.List(traitlets.Dict()).tag(sync=True)  # name, shape, dtype, rows, columns, counted
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)  # of all tensors, those that are drawn first

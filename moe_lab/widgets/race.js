@@ -1,7 +1,7 @@
 // Race: a dense model and a MoE of equal FLOPs a step, trained side by side while the reader watches.
 // The first half is arithmetic without a page, the twin of race.py; a test compares the two.
 
-const TRAITS = ["recorded", "live", "choices", "shorter", "axis", "wish", "heard"];
+const TRAITS = ["recorded", "live", "choices", "shorter", "axis", "wish", "heard", "refused"];
 const NAMES = { dense: "the dense model", moe: "the MoE" };
 const GOING = ["starting", "running", "playing"];
 const [STEP, LOSS, SECONDS] = [0, 1, 2]; // of a point of a curve
@@ -130,6 +130,7 @@ const PAGE = `
 </div>
 <p class="notice" role="status" hidden></p>
 <p class="summary"></p>
+<p class="refused" role="alert"></p>
 <div class="said" aria-live="polite"></div>
 <div class="along">
   <label class="dense">Dense <progress></progress> <span aria-hidden="true"></span></label>
@@ -306,6 +307,7 @@ function render({ model, el }) {
   const isGoing = (race) => (alone ? Boolean(timer) : Boolean(race.limit_s) && GOING.includes(race.status));
 
   function draw() {
+    find(".refused").textContent = model.get("refused") ?? "";
     frame = 0;
     const state = readState();
     const race = raceOf(state);

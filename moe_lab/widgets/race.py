@@ -4,10 +4,9 @@ import itertools
 import math
 from pathlib import Path
 
-import anywidget
 import traitlets
 
-from moe_lab.checks import check_number
+from moe_lab.checks import check_number, check_whole
 from moe_lab.experiments.dense_vs_moe import Preset
 from moe_lab.experiments.live import (
     ARMS,
@@ -21,14 +20,16 @@ from moe_lab.experiments.live import (
 )
 from moe_lab.experiments.recorded import RECORD, read_record
 from moe_lab.widgets.expert_roofline import three_digits
+from moe_lab.widgets.lab_widget import LabWidget
 
 AXES = ("steps", "seconds")
 NAMES = {"dense": "the dense model", "moe": "the MoE"}
+VERBS = ("start", "stop", "start over")  # of a reader's wish
 GOING = ("starting", "running", "playing")
 STEP, LOSS, SECONDS = range(3)  # of a point of a curve
 
 
-class Race(anywidget.AnyWidget):
+class Race(LabWidget):
     """Watch a dense model and a MoE train: losses over steps or seconds, examples a second, and who leads by what.
 
     Without a kernel, or before the reader starts a race, it shows the runs ``race`` of ``record`` (what ``python -m
@@ -58,6 +59,7 @@ class Race(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("race.js")
     _css = Path(__file__).with_name("race.css")
+    of_the_reader = ("shorter", "axis", "wish")
 
     recorded = traitlets.Dict().tag(sync=True)  # as `race_of` makes it; {} without a record
     live = traitlets.Dict().tag(sync=True)  # what `BackgroundRace` tells; {} before the first start
@@ -68,6 +70,7 @@ class Race(anywidget.AnyWidget):
     heard = traitlets.Int(0).tag(sync=True)  # the number of the last wish that a kernel has granted
 
     _race: BackgroundRace | None = None
+    _leaving: tuple[BackgroundRace, ...] = ()  # replaced, and perhaps in their last step
 
     def __init__(
         self,
@@ -106,6 +109,7 @@ class Race(anywidget.AnyWidget):
     def start_over(self) -> None:
         """Stop what runs, and start a race from the first step."""
         self.stop()
+        self._leaving = tuple(race for race in (*self._leaving, self._race) if race is not None and race.is_running)
         settings = {**self._settings, "shorter": self.shorter}
         race = BackgroundRace(lambda: LiveRace(**settings), self._seconds, lambda news: self._hear(race, news))
         self._race = race
@@ -117,9 +121,10 @@ class Race(anywidget.AnyWidget):
             self._race.stop()
 
     def wait(self) -> None:
-        """Return once no race of this widget runs."""
-        if self._race is not None:
-            self._race.wait()
+        """Return once no race of this widget runs, replaced ones among them."""
+        for race in (*self._leaving, self._race):
+            if race is not None:
+                race.wait()
 
     def close(self) -> None:
         """Stop, and let go of the page."""
@@ -139,11 +144,18 @@ class Race(anywidget.AnyWidget):
             self.live = news
 
     def _grant(self, _change) -> None:
-        verbs = {"start": self.start, "stop": self.stop, "start over": self.start_over}
-        verb = self.wish.get("verb")
-        if verb in verbs:
-            verbs[verb]()
+        if self.wish:
+            dict(zip(VERBS, (self.start, self.stop, self.start_over), strict=True))[self.wish["verb"]]()
             self.heard = self.wish["number"]
+
+    @traitlets.validate("wish")
+    def _check_wish(self, proposal):
+        wish = proposal["value"]
+        if wish and wish.get("verb") not in VERBS:
+            raise ValueError(f"wish must have a verb, one of {', '.join(VERBS)}; got {wish.get('verb')!r:.80}")
+        if wish:
+            check_whole("the number of a wish", wish.get("number"), 0, 2**53)
+        return wish
 
     @traitlets.validate("shorter")
     def _check_shorter(self, proposal):

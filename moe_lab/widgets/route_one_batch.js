@@ -2,7 +2,7 @@
 // The first half is arithmetic without a page, the twin of route_one_batch.py; a test compares the two.
 
 const SCORES = { softmax: "softmax", sigmoid: "sigmoid", softmax_after_top_k: "softmax after top-k" };
-const TRAITS = ["logits", "labels", "num_experts", "top_k", "score", "renormalise", "temperature", "seed"];
+const TRAITS = ["logits", "labels", "num_experts", "top_k", "score", "renormalise", "temperature", "seed", "refused"];
 
 // Number `count` of the stream `seed`, in 0..1: mulberry32.
 export function uniform(seed, count) {
@@ -114,6 +114,7 @@ const PAGE = `
   <label><input class="as-table" type="checkbox"> Show as table</label>
 </div>
 <p class="summary" aria-live="polite"></p>
+<p class="refused" role="alert"></p>
 <div class="picture">
   <div class="scroll"><table class="grid" role="grid" aria-label="Router logits, tokens by experts"></table></div>
   <div class="flow">
@@ -234,6 +235,7 @@ function render({ model, el }) {
   }
 
   function draw() {
+    find(".refused").textContent = model.get("refused") ?? "";
     frame = 0;
     const state = readState();
     const [routes, sentence] = [route(state), summarise(state)];

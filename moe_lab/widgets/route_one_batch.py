@@ -4,18 +4,18 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-import anywidget
 import torch
 import traitlets
 
 from moe_lab.routers import route
 from moe_lab.types import Routing
+from moe_lab.widgets.lab_widget import LabWidget
 
 SCORES = {"softmax": "softmax", "sigmoid": "sigmoid", "softmax_after_top_k": "softmax after top-k"}
 TOKENS = 12  # rows where neither logits nor labels say how many
 
 
-class RouteOneBatch(anywidget.AnyWidget):
+class RouteOneBatch(LabWidget):
     """Show where each token of a batch goes, and let the reader change the logits and the rule.
 
     weights = score(logits / temperature) of the top_k highest logits; equal logits go to the lower
@@ -33,6 +33,7 @@ class RouteOneBatch(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("route_one_batch.js")
     _css = Path(__file__).with_name("route_one_batch.css")
+    of_the_reader = ("logits", "num_experts", "top_k", "score", "renormalise", "temperature", "seed")
 
     logits = traitlets.List(traitlets.List(traitlets.Float())).tag(sync=True)
     labels = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -100,6 +101,11 @@ class RouteOneBatch(anywidget.AnyWidget):
 
     def __repr__(self) -> str:
         return f"RouteOneBatch: {self.summary()}"
+
+    def _welcome(self, name: str, value: object) -> object:
+        if name == "logits" and isinstance(value, list) and len(value) != len(self.labels):
+            raise ValueError(f"logits must have a row for each of the {len(self.labels)} labels, got {len(value)}")
+        return super()._welcome(name, value)
 
     @traitlets.validate("logits")
     def _check_logits(self, proposal):

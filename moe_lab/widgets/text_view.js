@@ -2,7 +2,7 @@
 // The first part is arithmetic without a page, the twin of text_view.py; a test compares the two.
 
 const READING = ["text", "read_text", "total_bytes", "pieces", "experts", "weights", "num_experts", "error"];
-const TRAITS = [...READING, "layer", "slot"];
+const TRAITS = [...READING, "layer", "slot", "refused"];
 const ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth"];
 const CONTINUED = "⋯";
 const TYPING_MS = 250; // wait until the typing pauses
@@ -73,6 +73,7 @@ const PAGE = `
   <label>Choice <select name="slot"></select></label>
 </div>
 <p class="summary" aria-live="polite"></p>
+<p class="refused" role="alert"></p>
 <p class="notice" role="status"></p>
 <div class="chips" role="group" aria-label="Bytes of the text; arrow keys move between them"></div>
 <div class="byte"></div>
@@ -148,6 +149,7 @@ function render({ model, el }) {
   }
 
   function draw() {
+    find(".refused").textContent = model.get("refused") ?? "";
     frame = 0;
     const state = readState();
     const empty = state.error || !state.pieces.length;

@@ -4,10 +4,10 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-import anywidget
 import traitlets
 
 from moe_lab.types import Routing
+from moe_lab.widgets.lab_widget import LabWidget
 from moe_lab.widgets.route_one_batch import check_range, name_idle
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
@@ -15,7 +15,7 @@ SIGNS = {"\n": "⏎", "\r": "␍", "\t": "⇥", " ": "␣"}
 CONTINUED = "⋯"  # a byte that continues the character before it
 
 
-class TextView(anywidget.AnyWidget):
+class TextView(LabWidget):
     """Show which experts read each byte of a sentence, and let the reader type another one.
 
     ``read`` takes the text and gives one Routing a layer over its UTF-8 bytes. It is called at once
@@ -36,6 +36,7 @@ class TextView(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("text_view.js")
     _css = Path(__file__).with_name("text_view.css")
+    of_the_reader = ("text", "layer", "slot")
 
     text = traitlets.Unicode().tag(sync=True)
     read_text = traitlets.Unicode().tag(sync=True)  # the text that the reading below belongs to

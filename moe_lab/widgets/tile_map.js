@@ -2,7 +2,7 @@
 // The first half is arithmetic without a page, the twin of tile_map.py and schedule.py; a test compares them.
 
 const TRAITS = ["presets", "preset", "block_m", "tiles_n", "programs", "scheduler", "order", "group_m", "num_xcds",
-  "launch_cost", "step"];
+  "launch_cost", "step", "refused"];
 const NAMES = { loop: "Loop over experts", padded: "Padded batch", grouped: "Grouped, one program a tile",
   persistent: "Grouped, persistent programs" };
 const ORDERED = ["grouped", "persistent"]; // the schedulers that follow an order
@@ -222,6 +222,7 @@ const PAGE = `
   <label><input class="as-table" type="checkbox"> Show as table</label>
 </div>
 <p class="summary" aria-live="polite"><span></span><span></span></p>
+<p class="refused" role="alert"></p>
 <div class="picture">
   <div class="legend"></div>
   <div class="pictures"></div>
@@ -482,7 +483,9 @@ function render({ model, el }) {
   function setFields(state, counts) {
     const names = Object.keys(state.presets);
     const preset = find("[name=preset]");
-    if (preset.options.length !== names.length) preset.innerHTML = names.map((name) => option(name)).join("");
+    if (preset.options.length !== names.length) {
+      preset.replaceChildren(...names.map((name) => make("option", { value: name }, name)));
+    }
     step.max = counts.last_step;
     for (const field of fields) {
       field.value = state[field.name];
@@ -505,6 +508,7 @@ function render({ model, el }) {
   }
 
   function draw() {
+    find(".refused").textContent = model.get("refused") ?? "";
     frame = 0;
     const { state, found } = look();
     const now = found.moments[state.step];

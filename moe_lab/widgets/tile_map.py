@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
-import anywidget
 import traitlets
 
 from moe_lab.cache import Gemm, even_load
 from moe_lab.checks import check_whole
 from moe_lab.schedule import SCHEDULERS, Schedule, schedule
+from moe_lab.widgets.lab_widget import LabWidget
 
 ORDERS = ("row_major", "column_major", "grouped", "xcd_remapped", "broken_column_major")
 BLOCKS, CACHES = (16, 32, 64, 128), (1, 2, 4, 8)
@@ -27,7 +27,7 @@ NAMES = {
 ORDERED = ("grouped", "persistent")  # the schedulers that follow an order
 
 
-class TileMap(anywidget.AnyWidget):
+class TileMap(LabWidget):
     """Show the tiles of a grouped product on the rows that they compute, and on the multiprocessors over time.
 
     ``load`` has the rows of each expert; the reader may change to other loads of as many rows and experts, and back.
@@ -49,6 +49,8 @@ class TileMap(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("tile_map.js")
     _css = Path(__file__).with_name("tile_map.css")
+    of_the_reader = ("preset", "block_m", "tiles_n", "programs", "scheduler", "order", "group_m", "num_xcds")
+    of_the_reader += ("launch_cost", "step")
 
     presets = traitlets.Dict().tag(sync=True)  # loads by name, the given one first
     preset = traitlets.Enum(PRESETS, PRESETS[0]).tag(sync=True)

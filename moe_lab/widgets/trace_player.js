@@ -1,7 +1,7 @@
 // Trace player: two recorded calls on one time axis, what ran in them, the gaps between, and what a roofline allows.
 // The first half is arithmetic without a page, the twin of trace_player.py; a test compares the two.
 
-const TRAITS = ["categories", "traces", "first", "second", "brush", "search", "bar"];
+const TRAITS = ["categories", "traces", "first", "second", "brush", "search", "bar", "refused"];
 const SIDES = ["A", "B"];
 const [MOST_NAMED, MOST_ROWS] = [3, 12];
 const PREFIXES = [["T", 1e12], ["G", 1e9], ["M", 1e6], ["k", 1e3]];
@@ -295,6 +295,7 @@ const PAGE = `
   <button type="button" class="whole">Whole call</button>
 </div>
 <p class="summary" aria-live="polite"></p>
+<p class="refused" role="alert"></p>
 <div class="picture">
   <div class="legend"></div>
   <div class="overview"></div>
@@ -597,6 +598,7 @@ function render({ model, el }) {
   }
 
   function draw() {
+    find(".refused").textContent = model.get("refused") ?? "";
     frame = 0;
     const state = readState();
     const found = tally(state);

@@ -4,13 +4,13 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import anywidget
 import traitlets
 
 from moe_lab.checks import check_number, check_whole
 from moe_lab.profiling import CATEGORIES, Trace, describe_call, device_lanes, provenance
 from moe_lab.profiling.trace import CPU_LANE
 from moe_lab.widgets.expert_roofline import say_time, three_digits
+from moe_lab.widgets.lab_widget import LabWidget
 from moe_lab.widgets.tile_map import many, per_cent
 
 SIDES = ("A", "B")
@@ -19,7 +19,7 @@ PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 NAME, CATEGORY, LANE, START, DURATION, FLOPS, BYTES = range(7)  # of an event, as it is sent
 
 
-class TracePlayer(anywidget.AnyWidget):
+class TracePlayer(LabWidget):
     """Show one or two traces on a common time axis: every bar, the gaps, the time by category, the roofline's time.
 
     ``traces`` has them by the names under which the reader chooses ``first`` and ``second`` ("" for none);
@@ -48,6 +48,7 @@ class TracePlayer(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("trace_player.js")
     _css = Path(__file__).with_name("trace_player.css")
+    of_the_reader = ("first", "second", "brush", "search", "bar")
 
     categories = traitlets.List(traitlets.Unicode(), [*CATEGORIES]).tag(sync=True)
     traces = traitlets.List(traitlets.Dict()).tag(sync=True)  # as `as_sent` makes them

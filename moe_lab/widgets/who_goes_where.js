@@ -4,7 +4,7 @@
 
 const READING = ["texts", "label_names", "num_experts", "reads", "read_pasted", "error"];
 const SETTINGS = ["text", "layer", "slot", "metric", "labels", "together", "length", "shuffle", "seed", "expert"];
-const TRAITS = [...READING, ...SETTINGS, "pasted"];
+const TRAITS = [...READING, ...SETTINGS, "pasted", "refused"];
 const TEXT = "text"; // the label that says which text a byte is from; it needs all of them
 const STRETCH = 64; // it stays the same over a text, so it is shuffled by stretches of so many bytes
 const SHUFFLES = 100;
@@ -235,6 +235,7 @@ const PAGE = `
   <label>Text to read <textarea rows="3" spellcheck="false"></textarea></label></details>
 <p class="notice" role="status"></p>
 <p class="summary" aria-live="polite"></p>
+<p class="refused" role="alert"></p>
 <div class="legend" role="group" aria-label="Experts; arrow keys move between them and show whose bytes they are"></div>
 <div class="bytes" role="slider" tabindex="0" aria-label="Bytes of the text" aria-valuemin="0"></div>
 <div class="bytes-table" tabindex="0" role="group" aria-label="Bytes of the text as a table"></div>
@@ -435,6 +436,7 @@ function render({ model, el }) {
   }
 
   function draw() {
+    find(".refused").textContent = model.get("refused") ?? "";
     frame = 0;
     const state = readState();
     const found = examine(state);

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import anywidget
 import torch
 import traitlets
 from jaxtyping import Int64
@@ -29,6 +28,7 @@ from moe_lab.specialisation import (
 from moe_lab.specialisation.chance import percentiles
 from moe_lab.specialisation.labels import CONSTRUCTS
 from moe_lab.types import Routing
+from moe_lab.widgets.lab_widget import LabWidget
 from moe_lab.widgets.passages import MOST_BYTES, held_out_passages
 from moe_lab.widgets.route_one_batch import uniform
 from moe_lab.widgets.text_view import ORDINALS, check_layers, first_bytes, pieces_of, printable
@@ -43,7 +43,7 @@ PASTED = "your text"
 NOT_PYTHON = "not Python"
 
 
-class WhoGoesWhere(anywidget.AnyWidget):
+class WhoGoesWhere(LabWidget):
     """Show which expert reads each byte, and what the experts say about labels of bytes beside what chance says.
 
     ``texts`` has texts by name, by default four held-out passages of the standard library; ``model`` is a
@@ -73,6 +73,8 @@ class WhoGoesWhere(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_name("who_goes_where.js")
     _css = Path(__file__).with_name("who_goes_where.css")
+    of_the_reader = ("pasted", "text", "layer", "slot", "metric", "labels", "together", "length", "shuffle", "seed")
+    of_the_reader += ("expert",)
 
     texts = traitlets.List(traitlets.Dict()).tag(sync=True)  # name, pieces, labels by kind, experts[layer][byte][slot]
     label_names = traitlets.Dict().tag(sync=True)

@@ -20,6 +20,7 @@ from moe_lab import widgets
 from moe_lab.notebooks import write
 from moe_lab.site.programs import widget_programs
 
+from ..listening import addresses, outside
 from .reactions import SAID, change_by_keyboard, change_by_mouse
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "00_start_here.ipynb"
@@ -60,6 +61,34 @@ def lab(tmp_path_factory):
     finally:
         server.terminate()
         server.wait(20)
+
+
+def ask(lab, path: str, method: str = "GET", **headers: str) -> int:
+    """The status of a request to JupyterLab."""
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{lab[0]}{path}", method=method, headers=headers)
+        ) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_jupyterlab_and_its_kernels_answer_this_reader_on_this_machine_alone(lab):
+    token = {"Authorization": f"token {TOKEN}"}
+    assert ask(lab, "/api/contents") == ask(lab, "/api/kernels", "POST") == 403, "whoever has no token"
+    assert ask(lab, "/api/contents", Host="a.page.example", **token) == 403, "a page whose name leads to this machine"
+    assert ask(lab, "/api/kernels", "POST", **token) == 201
+    port = lab[0].rpartition(":")[2]
+    (server,) = (
+        int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if f"--port={port}\0" in path.read_text()
+    )
+    (kernel,) = map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split())
+    deadline = time.monotonic() + START_S / 1000
+    while len(addresses(kernel)) < 5 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert addresses(server) and len(addresses(kernel)) >= 5 and outside(server, kernel) == []
 
 
 def executed(path: Path) -> list[int | None]:

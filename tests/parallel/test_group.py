@@ -13,9 +13,21 @@ from moe_lab.parallel import group, launch
 from moe_lab.parallel.group import joined
 from moe_lab.parallel.launch import run_ranks
 
+from ..listening import addresses, outside
+
 
 def twice_the_rank(offset):
     return 2 * dist.get_rank() + offset
+
+
+def listen(parent):
+    dist.all_reduce(torch.ones(1))
+    return addresses(parent), addresses(os.getpid()), outside(parent, os.getpid())
+
+
+def test_nobody_listens_to_other_machines():
+    for stores, ranks, beyond in run_ranks(listen, 2, os.getpid()):
+        assert stores and ranks and beyond == []
 
 
 def test_results_come_in_the_order_of_the_ranks():

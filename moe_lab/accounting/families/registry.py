@@ -16,7 +16,8 @@ def family(*model_types: str):
 
     def enter(read: Callable[[Fields], Architecture]) -> Callable[[Fields], Architecture]:
         for model_type in model_types:
-            assert model_type not in FAMILIES, model_type
+            if model_type in FAMILIES:
+                raise ValueError(f"model_type must be new, {model_type!r} is read already")
             FAMILIES[model_type] = read
         return read
 
