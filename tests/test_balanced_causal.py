@@ -130,8 +130,8 @@ def test_the_defaults_are_what_the_docstring_says():
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"group_size": 0}, ValueError, r"group_size must be at least 1, got 0"),
-        ({"group_size": 2.5}, TypeError, r"group_size must be a whole number, at least 1; got 2.5"),
+        ({"group_size": 0}, ValueError, r"group_size must be in 1..2147483647, got 0"),
+        ({"group_size": 2.5}, TypeError, r"group_size must be a whole number, in 1..2147483647; got 2.5"),
         ({"pacing": -0.1}, ValueError, r"pacing must be .* got -0.1"),
         ({"adaptation": float("nan")}, ValueError, r"adaptation must be .* got nan"),
     ],

@@ -185,8 +185,7 @@ def test_experts_beyond_31_bits(descriptors, monkeypatch):
     num_experts = 2**20 + 1
     w = torch.empty(num_experts, 64, 32, dtype=torch.float16)
     w[-1] = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
-    table = sort_tokens_reference(torch.zeros(1, 1, dtype=torch.int64), 1, 32)
-    table.tile_expert.fill_(num_experts - 1)
+    table = sort_tokens_reference(torch.full((1, 1), num_experts - 1), num_experts, 32)
     if not descriptors:
         monkeypatch.setattr(module, "aligned", lambda *_: False)
     _, hidden = grouped_up(torch.eye(32).half(), w, torch.ones(1, 1), table, 32)

@@ -143,7 +143,7 @@ def test_documents_are_unseen_and_long_enough():
 
 
 def test_a_document_that_is_not_there_is_named(monkeypatch):
-    for missing in ("jinja2/nowhere.py", "no_such_package/METADATA", "no_such_package/x.py", "moe_lab/checks.py"):
+    for missing in ("jinja2/nowhere.py", "no_such_package/METADATA", "no_such_package/x.py", "moe_lab/folders.py"):
         monkeypatch.setattr(texts, "DOMAINS", {"x": (missing,)})
         with pytest.raises(FileNotFoundError, match=missing.replace("/", ".")):
             sp.installed_documents()

@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import fcntl
 import os
 import pwd
 import resource
@@ -9,11 +10,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 NOBODY = 65534
 LIMIT_S = 60
@@ -34,13 +38,18 @@ def in_a_child(function: Callable[[], object], prepare: Callable[[], object] = l
     A forked process has all that was imported here. What it returns, if a number, is its exit code.
     """
     sys.stdout.flush(), sys.stderr.flush()
-    with tempfile.TemporaryFile() as said:
+    read, write = os.pipe()  # no file: a drill may forbid to write into one
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 2**20)  # more than a child says, so that it never waits to be read
+    with os.fdopen(read, "rb", buffering=0) as said:
         child = os.fork()
         if child == 0:
-            os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
+            os.dup2(write, 1), os.dup2(write, 2), os.close(write)
             faulthandler.dump_traceback_later(LIMIT_S, exit=True, file=2)  # no drill hangs
             sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
             code = 1
+            tqdm.set_lock(
+                threading.RLock()
+            )  # its own is shared by all forks, and whoever is killed never gives it back
             try:
                 prepare()
                 code = function()
@@ -51,9 +60,10 @@ def in_a_child(function: Callable[[], object], prepare: Callable[[], object] = l
                 with suppress(BaseException):
                     sys.stdout.flush()
                 os._exit(code)
+        os.close(write)
         _, status = os.waitpid(child, 0)
-        said.seek(0)
-        return Ended(os.waitstatus_to_exitcode(status), said.read().decode(errors="replace"))
+        os.set_blocking(read, False)  # a process that the child has started may still hold the other end
+        return Ended(os.waitstatus_to_exitcode(status), (said.read() or b"").decode(errors="replace"))
 
 
 def at_step(step: int, folder: Path, act: Callable[[], object]) -> Callable[[], int]:
