@@ -9,6 +9,7 @@ import torch
 from jaxtyping._import_hook import _JaxtypingFinder
 
 from .fresh_python import Template
+from .poison import fill_with_poison, is_poison
 
 # A kernel's functions are read by Triton, which looks for what they call in their own module: a wrapper around them,
 # as jaxtyping puts one around every function of moe_lab, would hide it. Kernels check their own arguments.
@@ -53,15 +54,6 @@ def gpu():
 
 
 MARGIN = 4096  # numbers on either side; a multiple of 16 bytes, so that alignment stays what it was
-
-
-def fill_with_poison(memory):
-    """NaN, or half the lowest whole number: whoever reads it or writes over it shows."""
-    return memory.fill_(float("nan") if memory.is_floating_point() else torch.iinfo(memory.dtype).min // 2)
-
-
-def is_poison(memory):
-    return memory.isnan() if memory.is_floating_point() else memory == torch.iinfo(memory.dtype).min // 2
 
 
 @pytest.fixture

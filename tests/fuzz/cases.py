@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 
 DOCUMENTED: dict[str, tuple[type[Exception], ...]] = {
     "routing": (ValueError, TypeError),
@@ -79,6 +80,13 @@ def attempt(subject: str, call: Callable[[], object], *, refuses: str | None = N
         return None
     assert must != "refuse", f"what is wrong was taken ({refuses})"
     return value
+
+
+@st.composite
+def one_wrong(draw, values: dict[str, tuple]) -> tuple[str, int]:
+    """The name of an argument, and the place of one of the values that it cannot have."""
+    name = draw(st.sampled_from(sorted(values)))
+    return name, draw(st.integers(0, len(values[name]) - 1))
 
 
 def fuzzed(subject: str, cases: int, few: int, **strategies) -> Callable:

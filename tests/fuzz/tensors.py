@@ -1,13 +1,8 @@
 """Tensors as users have them: the same values, laid out in memory in other ways."""
 
-import torch
+from ..poison import fill_with_poison
 
 LAYOUTS = ("plain", "plain", "transposed", "every other", "within", "backwards", "expanded")
-
-
-def poison(kind: torch.dtype) -> float:
-    """What shows wherever somebody reads it: NaN, or half the lowest whole number."""
-    return float("nan") if kind.is_floating_point else torch.iinfo(kind).min // 2
 
 
 def lay_out(values, how: str):
@@ -16,11 +11,11 @@ def lay_out(values, how: str):
     if how == "transposed":
         return values.mT.contiguous().mT
     if how == "every other":  # strides of twice the size
-        wide = torch.full((*values.shape[:-1], 2 * values.shape[-1]), poison(values.dtype), dtype=values.dtype)
+        wide = fill_with_poison(values.new_zeros(*values.shape[:-1], 2 * values.shape[-1]))
         wide[..., ::2] = values
         return wide[..., ::2]
     if how == "within":  # an offset, and a row that is longer than it looks
-        wide = torch.full((*values.shape[:-1], values.shape[-1] + 3), poison(values.dtype), dtype=values.dtype)
+        wide = fill_with_poison(values.new_zeros(*values.shape[:-1], values.shape[-1] + 3))
         wide[..., 2:-1] = values
         return wide[..., 2:-1]
     if how == "backwards":

@@ -12,7 +12,7 @@ from moe_lab.dispatch import DISPATCHES, capacity_mlp
 from moe_lab.experts import SAVES
 from moe_lab.inputs import SPREADS, make_layer_inputs, make_router_options
 
-from .cases import attempt, fuzzed
+from .cases import attempt, fuzzed, one_wrong
 from .tensors import LAYOUTS, lay_out
 
 ALLOWED = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
@@ -204,13 +204,7 @@ WRONG_SIZES = dict.fromkeys(("d_model", "d_expert", "num_experts", "top_k"), SIZ
 }
 
 
-@st.composite
-def wrong_layers(draw):
-    name = draw(st.sampled_from(sorted(WRONG_SIZES)))
-    return name, draw(st.integers(0, len(WRONG_SIZES[name]) - 1))
-
-
-@fuzzed("layers", cases=200, few=40, wrong=wrong_layers())
+@fuzzed("layers", cases=200, few=40, wrong=one_wrong(WRONG_SIZES))
 def test_layers_that_cannot_be_are_refused(wrong):
     name, number = wrong
     call = dict(d_model=6, d_expert=3, num_experts=4, top_k=2) | {name: WRONG_SIZES[name][number]}

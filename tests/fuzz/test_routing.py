@@ -11,7 +11,7 @@ from moe_lab.inputs import make_router_options
 from moe_lab.routers import expert_capacity, options_of, shared_defaults
 from moe_lab.routers.scores import SCORES
 
-from .cases import attempt, fuzzed
+from .cases import attempt, fuzzed, one_wrong
 from .tensors import LAYOUTS, lay_out
 
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -254,13 +254,7 @@ WRONG_FIELDS = {
 }  # fmt: skip
 
 
-@st.composite
-def wrong_fields(draw):
-    name = draw(st.sampled_from(sorted(WRONG_FIELDS)))
-    return name, draw(st.integers(0, len(WRONG_FIELDS[name]) - 1))
-
-
-@fuzzed("routing", cases=200, few=25, wrong=wrong_fields())
+@fuzzed("routing", cases=200, few=25, wrong=one_wrong(WRONG_FIELDS))
 def test_routings_that_cannot_be_are_refused(wrong):
     name, number = wrong
     call = dict(experts=EXPERTS, weights=WEIGHTS, num_experts=3, top_k=None) | {name: WRONG_FIELDS[name][number]}
