@@ -136,16 +136,20 @@ def forbid_writing(folder: Path) -> None:
 
 
 @contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[bool]:
-    """A file system of so many bytes at ``folder``; False where this user may not mount one."""
-    folder.mkdir(exist_ok=True)
+def small_disk(size: str) -> Iterator[Path | None]:
+    """A folder with a file system of so many bytes of its own; None where this user may not mount one.
+
+    It is not in pytest's folder: what a killed test leaves mounted there, pytest's tidying stumbles over a run later.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="moe-lab-disk-"))
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
     mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
     try:
-        yield mounted
+        yield folder if mounted else None
     finally:
         if mounted:
             subprocess.run(["umount", "-l", str(folder)], check=True)
+        folder.rmdir()
 
 
 @contextmanager
