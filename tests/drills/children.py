@@ -3,6 +3,7 @@
 import ctypes
 import faulthandler
 import fcntl
+import gc
 import os
 import pwd
 import resource
@@ -47,9 +48,9 @@ def in_a_child(function: Callable[[], object], prepare: Callable[[], object] = l
             faulthandler.dump_traceback_later(LIMIT_S, exit=True, file=2)  # no drill hangs
             sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False)
             code = 1
-            tqdm.set_lock(
-                threading.RLock()
-            )  # its own is shared by all forks, and whoever is killed never gives it back
+            gc.freeze()  # what the parent left to collect may hold threads, which are not here and would not be found
+            # tqdm's own lock is shared by all forks, and whoever is killed never gives it back
+            tqdm.set_lock(threading.RLock())
             try:
                 prepare()
                 code = function()
