@@ -117,10 +117,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 @contextlib.contextmanager
 def system_errors() -> Iterator[None]:
-    """Let an error of the system come out of safetensors as the OSError that it is."""
+    """Let an error of the system come out of safetensors or tokenizers, both in Rust, as the OSError that it is."""
     try:
         yield
-    except SafetensorError as error:
+    except OSError:
+        raise
+    except Exception as error:  # tokenizers raises just that
         if system := SYSTEM_ERROR.search(str(error)):
             raise OSError(int(system[1]), os.strerror(int(system[1]))) from error
         raise

@@ -42,8 +42,8 @@ def export(model: LanguageModel, folder: str | Path) -> Path:
     served, tokenizer = as_transformers(model), byte_tokenizer(model.config.context)
 
     def write(hidden: Path) -> None:
-        tokenizer.save_pretrained(hidden)
         with system_errors():
+            tokenizer.save_pretrained(hidden)
             served.save_pretrained(hidden)
 
     whole = folder.absolute()

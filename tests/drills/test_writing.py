@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from moe_lab import writing
+from moe_lab.checkpoint import system_errors
 from moe_lab.writing import CannotWrite, alone, check_writable, put_in_place, write_whole
 
 
@@ -151,3 +153,14 @@ def test_one_process_at_a_time_and_a_second_one_hears_at_once(tmp_path):
     process.join()
     with alone(tmp_path / "run" / ".lock", tmp_path, "in use"):  # the dead hold nothing
         pass
+
+
+@pytest.mark.parametrize("kind", [SafetensorError, Exception])
+def test_what_libraries_in_rust_say_of_a_full_disk_is_an_error_of_the_system(kind):
+    """tokenizers raises Exception itself; what else it may say stays what it is."""
+    with pytest.raises(OSError, match="No space left on device") as caught, system_errors():
+        raise kind("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(kind, match="of another kind") as other, system_errors():
+        raise kind("of another kind")
+    assert not isinstance(other.value, OSError)
