@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -305,13 +306,25 @@ def test_an_error_inside_a_step_is_no_checkpoint(tmp_path, monkeypatch):
     assert list(checkpoints(tmp_path)) == [6]
 
 
-@pytest.mark.parametrize("moment", range(12))
-def test_dying_at_any_call_leaves_whole_checkpoints(moment, tmp_path, monkeypatch):
+CALLS = 40
+"""At least as many calls as touch the disk in the test below."""
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A trainer after two steps, and a folder with its checkpoint after one."""
+    trainer, folder = Trainer(TINY, SHORT), tmp_path_factory.mktemp("steps")
+    trainer.step()
+    publish_folder(folder, "step-000001", trainer.save)
+    trainer.step()
+    return trainer, folder
+
+
+@pytest.mark.parametrize("moment", range(CALLS))
+def test_dying_at_any_call_leaves_whole_checkpoints(moment, two_steps, tmp_path, monkeypatch):
     """Stop at the n-th call that touches the disk, in publishing, pruning and starting over; then go on."""
-    trainer = Trainer(TINY, SHORT)
-    trainer.step()
-    publish_folder(tmp_path, "step-000001", trainer.save)
-    trainer.step()
+    trainer, before = two_steps
+    shutil.copytree(before, tmp_path, dirs_exist_ok=True)
     calls = []
 
     def mortal(function):
@@ -326,12 +339,13 @@ def test_dying_at_any_call_leaves_whole_checkpoints(moment, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.shutil, "rmtree", mortal(checkpoint.shutil.rmtree))
         patch.setattr(checkpoint.os, "fsync", mortal(checkpoint.os.fsync))
-        patch.setattr(checkpoint.Path, "rename", mortal(checkpoint.Path.rename))
-        patch.setattr(checkpoint.Path, "mkdir", mortal(checkpoint.Path.mkdir))
+        for name in ("rename", "replace", "mkdir", "unlink"):
+            patch.setattr(checkpoint.Path, name, mortal(getattr(checkpoint.Path, name)))
         with contextlib.suppress(KeyboardInterrupt):
             publish_folder(tmp_path, "step-000002", trainer.save)
             remove_older(tmp_path, 2)
             start_over(tmp_path)
+    assert len(calls) < CALLS, "the last moments are reached"
     for step, folder in checkpoints(tmp_path).items():
         assert Trainer.resume(folder).history.steps == step
     publish_folder(tmp_path, "step-000002", trainer.save)  # and the next process cleans up
