@@ -40,7 +40,7 @@ def expert_mlp(
     ``save`` is what "triton" keeps for the backward pass: "fast" the sorted rows of x, the hidden values and the
     activated ones, rows * (d_model + 3 * d_expert) numbers with SwiGLU; "min" x, which is there anyway, and the hidden
     values, rows * 2 * d_expert, from which it computes the others again. Rows are those of the most tiles that any
-    routing could need: tokens * top_k and up to a tile more an expert. "grouped" keeps rows and hidden values, "loop"
+    routing could need: tokens * top_k and up to a tile more an expert. "grouped" keeps the hidden values, "loop"
     what autograd does.
 
     Example:
