@@ -81,6 +81,22 @@ def test_one_pass_without_the_other_says_which(first, second):
     assert len(marks(fig.axes[0])) == 3
 
 
+@pytest.mark.parametrize("missing", ["forward", "forward+backward"])
+def test_words_for_one_pass_cover_nothing_of_the_other(missing):
+    """However long the reason is: words end where the mark of the other pass and its number begin."""
+    passes, why = ("forward", "forward+backward"), "its backward pass would write 103 GB of zeros into memory"
+    rows = [row(name, 3, direction=one) for name in (FLOOR, "b") for one in passes]
+    rows += [row("a", None if one == missing else 3, direction=one, why_not=why) for one in passes]
+    fig = draw_multiples(record(*rows), FLOOR)
+    fig.canvas.draw()
+    (axes,) = fig.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    boxes += [mark.lines[0].get_window_extent() for mark in axes.containers]
+    (said,) = [text for text in axes.texts if "not measured" in text.get_text()]
+    others = [box for box in boxes if box.bounds != said.get_window_extent().bounds]
+    assert len(others) == 10 and not any(said.get_window_extent().overlaps(box) for box in others)
+
+
 def test_without_the_baseline_nothing_is_drawn():
     fig = draw_multiples(record(row(FLOOR, why_not="the suite's time was up"), row("ours", 3)), FLOOR)
     assert words(fig.axes[0]) == ["not measured: the suite's time was up", f"no {FLOOR} to compare with"]

@@ -109,11 +109,11 @@ def _draw_row(axes: Axes, place: int, found: list, rows: dict, baseline: str, se
             beside = {"textcoords": "offset points", "va": "center", "fontsize": 8}
             axes.annotate(f"{middle:.2f}", (max(middle, high), height), (5, 0), **beside)
         elif len(set(reasons)) > 1:
-            _write(axes, height, f"{_label(one)} {reasons[-1]}")
+            _write(axes, height, f"{_label(one)} {reasons[-1]}", lines=1)
     if len(set(reasons)) == 1 and reasons[0] is not None:
         _write(axes, place, reasons[0])
     elif reasons[0] is not None:  # the first pass failed alone
-        _write(axes, place - 0.36 * (1 - 1 / len(series)), f"{_label(series[0])} {reasons[0]}")
+        _write(axes, place - 0.36 * (1 - 1 / len(series)), f"{_label(series[0])} {reasons[0]}", lines=1)
 
 
 def _why_not(row, base, baseline: str) -> str | None:
@@ -124,10 +124,10 @@ def _why_not(row, base, baseline: str) -> str | None:
     return None if _timed(base) else f"no {baseline} to compare with"
 
 
-def _write(axes: Axes, height: float | int, words: str) -> None:
-    """Words in the place of a mark, at the left of the panel."""
+def _write(axes: Axes, height: float | int, words: str, lines: int = 2) -> None:
+    """Words in the place of a mark, at the left of the panel. A pass alone has room for one line: two cover others."""
     place = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7.5, "style": "italic"}
-    axes.text(0.02, height, fill(shorten(words, 76, placeholder=" ..."), 38), **place)
+    axes.text(0.02, height, fill(shorten(words, 40 * lines, placeholder=" ..."), 40), **place)
 
 
 def _scale(axes: Axes) -> None:

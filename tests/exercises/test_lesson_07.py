@@ -1,5 +1,8 @@
 """Lesson 07: its checks survive whatever they are given, and find what the interpreter would hide."""
 
+import os
+import signal
+import sys
 import threading
 import time
 
@@ -84,6 +87,38 @@ def test_a_kernel_that_never_ends_is_waited_for_once(monkeypatch):
     before = time.perf_counter()
     assert "0 of 7 properties hold" in says("07.3", kernel_from(BLOCKS + "    while True:\n        pass\n"))
     assert time.perf_counter() - before < 4.0, "seven properties, each of them waited for"
+
+
+def test_an_alarm_that_is_lost_is_followed_by_another(monkeypatch):
+    """Python prints and forgets what is raised while it tidies up; a loop behind that would never end."""
+
+    class Tidied:
+        def __del__(self):
+            until = time.perf_counter() + 0.3
+            while time.perf_counter() < until:
+                pass
+
+    lost, before = [], time.perf_counter()
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    with pytest.raises(TimeoutError), time_limit(0.05):
+        Tidied()
+        while True:
+            pass
+    assert [one.exc_type for one in lost] == [TimeoutError] and time.perf_counter() - before < 4.0
+
+
+def test_an_alarm_waits_while_the_standard_library_is_at_work_but_not_for_ever(monkeypatch):
+    walk = os.walk(".")
+    with time_limit(60.0):
+        stop, again = signal.getsignal(signal.SIGALRM), []
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "setitimer", lambda which, seconds: again.append(seconds))
+            for _ in range(100):
+                stop(signal.SIGALRM, walk.gi_frame)
+            with pytest.raises(TimeoutError):
+                stop(signal.SIGALRM, walk.gi_frame)
+        assert again == [0.01] * 100 + [1.0]
+    stop(signal.SIGALRM, None)  # one that comes too late says nothing
 
 
 def test_the_time_limit_is_for_the_main_thread():
