@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import axe_playwright_python
 import pytest
+from playwright.sync_api import Error
 
 from moe_lab.notebooks import FOLDER
 from moe_lab.site import build
@@ -25,11 +26,19 @@ ALIVE = "document.querySelectorAll('[data-widget]').length === document.querySel
 
 
 def wait_until(page, condition):
-    """Ask again and again from here: a page that forbids `eval` forbids Playwright's own way of waiting, too."""
-    deadline = time.monotonic() + 30
-    while not page.evaluate(condition):
+    """Ask again and again from here: a page that forbids `eval` forbids Playwright's own way of waiting, too.
+
+    A question to a page that is just left for another one has no answer, and is asked again.
+    """
+    deadline, true = time.monotonic() + 30, False
+    while not true:
         assert time.monotonic() < deadline, f"never true: {condition}"
-        page.wait_for_timeout(50)
+        try:
+            true = page.evaluate(condition)
+        except Error as error:
+            if "Execution context was destroyed" not in error.message:
+                raise
+        page.wait_for_timeout(0 if true else 50)
 
 
 @pytest.fixture(scope="module")
