@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 _INTERPRETER = threading.RLock()  # Triton's interpreter keeps the grid of a launch in a global
 
@@ -31,3 +32,8 @@ def refuse_second_derivative(name: str) -> None:
     """Raise RuntimeError inside a backward pass under create_graph=True: what follows would be a constant, silently."""
     if torch.is_grad_enabled():
         raise RuntimeError(f'the "{name}" backend has no second derivative; use backend="loop" for create_graph=True')
+
+
+def is_watched() -> bool:
+    """Whether a dispatch mode or a profiler is on, which sees the calling thread and PyTorch's own memory alone."""
+    return bool(_get_current_dispatch_mode_stack()) or torch.autograd._profiler_enabled()

@@ -20,7 +20,8 @@ from collections import deque
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from moe_lab.operators.guards import is_watched
 
 LARGE_BYTES = 2**22
 """From here on it pays; below, the allocator gives out memory that was used before."""
@@ -43,8 +44,7 @@ def empty_in_large_pages(*shape: int, dtype: torch.dtype, device: torch.device) 
         torch.Size([2, 3])
     """
     size = math.prod(shape) * dtype.itemsize
-    watched = _get_current_dispatch_mode_stack() or torch.autograd._profiler_enabled()
-    if size < LARGE_BYTES or device.type != "cpu" or watched:
+    if size < LARGE_BYTES or device.type != "cpu" or is_watched():
         return torch.empty(*shape, dtype=dtype, device=device)
     return torch.frombuffer(SHELF.lend(size), dtype=dtype, count=math.prod(shape)).view(shape)
 

@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from moe_lab.operators.guards import is_watched
 
 LEAST_NUMBERS = 2**25
 """Multiply-adds below which waking the threads is not worth it: less than a millisecond."""
@@ -54,7 +55,7 @@ def run_side_by_side(tasks: Sequence[Callable[[Any], None]], make_own: Callable[
     raised here, once all threads have stopped.
     """
     left, inference, cores = iter(tasks), torch.is_inference_mode_enabled(), torch.get_num_threads()
-    if _get_current_dispatch_mode_stack() or torch.autograd._profiler_enabled():
+    if is_watched():
         owns = [make_own() for _ in range(cores)]
         for number, task in enumerate(tasks):
             task(owns[number % cores])
