@@ -1,6 +1,6 @@
 """What an expert does between its two matrix products."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,11 +36,8 @@ def hidden_columns(activation: str, d_expert: int) -> int:
     return 2 * d_expert if check_activation(activation) in GATED else d_expert
 
 
-def activate(hidden: Tensor, activation: str, out: Tensor | None = None, of_gate: Tensor | None = None) -> Tensor:
+def activate(hidden: Tensor, activation: str) -> Tensor:
     """swiglu: silu(gate) * up; geglu: gelu(gate) * up, with [gate; up] side by side; else the function itself.
-
-    Into ``out``, without autograd, if that is given. A gated activation then leaves silu(gate) or gelu(gate) in
-    ``of_gate``, if that is given too.
 
     Example:
         >>> import torch
@@ -48,36 +45,50 @@ def activate(hidden: Tensor, activation: str, out: Tensor | None = None, of_gate
         (tensor([[0.]]), tensor([[0., 2.]]))
     """
     if check_activation(activation) in UNGATED:
-        function = UNGATED[activation]
-        return function(hidden) if out is None else _INTO[function](hidden, out=out)
+        return UNGATED[activation](hidden)
     if hidden.shape[-1] % 2:
         raise ValueError(f"hidden must have an even last dimension, [gate; up], got {tuple(hidden.shape)}")
     gate, up = hidden.chunk(2, dim=-1)
-    function = GATED[activation]
-    if out is None:
-        return function(gate) * up
-    of_gate = _INTO[function](gate, out=out if of_gate is None else of_gate)
+    return GATED[activation](gate) * up
+
+
+def activate_into(out: Tensor, parts: Sequence[Tensor], activation: str, of_gate: Tensor | None = None) -> Tensor:
+    """Write `activate` of ``parts``, which are (gate, up) or (up,), into ``out``.
+
+    For operators, without autograd. A gated activation leaves silu(gate) or gelu(gate) in ``of_gate``, if given.
+
+    Example:
+        >>> import torch
+        >>> gate, up = torch.tensor([[0.0]]), torch.tensor([[2.0]])
+        >>> activate_into(torch.empty(1, 1), (gate, up), "swiglu")
+        tensor([[0.]])
+    """
+    if check_activation(activation) in UNGATED:
+        return _INTO[UNGATED[activation]](*parts, out=out)
+    gate, up = parts
+    of_gate = _INTO[GATED[activation]](gate, out=out if of_gate is None else of_gate)
     return torch.mul(of_gate, up, out=out)
 
 
 def activate_backward(
-    dinner: Tensor, hidden: Tensor, activation: str, out: Tensor | None = None, has_of_gate: bool = False
-) -> Tensor:
-    """From the gradient of ``activate(hidden, activation)`` to that of ``hidden``: for operators, without autograd.
+    out: Sequence[Tensor], dinner: Tensor, parts: Sequence[Tensor], activation: str, has_of_gate: bool = False
+) -> Sequence[Tensor]:
+    """From ``dinner``, the gradient of `activate`, to those of its ``parts``, into ``out``; ``dinner`` is lost.
 
-    Into ``out``, if that is given, and then what was in ``dinner`` is lost. With ``has_of_gate`` the later half of
-    ``out`` holds already what `activate` left of the gate.
+    For operators, without autograd. With ``has_of_gate`` the later part of ``out`` holds already what `activate_into`
+    left of the gate.
 
     Example:
         >>> import torch
-        >>> activate_backward(torch.tensor([[5.0]]), torch.tensor([[0.0, 2.0]]), "swiglu")  # silu'(0) is 1/2
-        tensor([[5., 0.]])
+        >>> gate, up, dinner = (torch.tensor([[value]]) for value in (0.0, 2.0, 5.0))
+        >>> out = torch.empty(1, 1), torch.empty(1, 1)
+        >>> activate_backward(out, dinner, (gate, up), "swiglu")  # silu'(0) is 1/2
+        (tensor([[5.]]), tensor([[0.]]))
     """
-    dinner, out = (dinner.clone(), torch.empty_like(hidden)) if out is None else (dinner, out)
     if check_activation(activation) in UNGATED:
-        return _BACKWARD[UNGATED[activation]](dinner, hidden, grad_input=out)
-    gate, up = hidden.chunk(2, dim=-1)
-    dgate, dup = out.chunk(2, dim=-1)
+        _BACKWARD[UNGATED[activation]](dinner, *parts, grad_input=out[0])
+        return out
+    (gate, up), (dgate, dup) = parts, out
     function = GATED[activation]
     (dup if has_of_gate else _INTO[function](gate, out=dup)).mul_(dinner)
     _BACKWARD[function](dinner.mul_(up), gate, grad_input=dgate)

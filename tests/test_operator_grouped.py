@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_lab import MoE, expert_mlp, flop_counter
 from moe_lab.accounting.layer import expert_flops
-from moe_lab.activations import ACTIVATIONS, activate, activate_backward
+from moe_lab.activations import ACTIVATIONS, GATED, activate, activate_backward, activate_into
 from moe_lab.inputs import SPREADS, make_layer_inputs
 from moe_lab.operators import chunks
 from moe_lab.operators.grouped import grouped_mlp, grouped_mlp_backward
@@ -131,8 +131,10 @@ def test_the_activation_is_derived_as_autograd_does(activation, dtype):
     y = activate(hidden, activation)
     dinner = torch.randn(9, y.shape[1]).to(dtype)
     (want,) = torch.autograd.grad(y, hidden, dinner)
-    got = activate_backward(dinner, hidden.detach(), activation)
-    assert got.dtype == dtype and torch.equal(got, want)
+    parts = hidden.detach().chunk(2, dim=1) if activation in GATED else (hidden.detach(),)
+    assert torch.equal(activate_into(torch.empty_like(dinner), parts, activation), y)
+    got = activate_backward([torch.empty_like(part) for part in parts], dinner, parts, activation)
+    assert got[0].dtype == dtype and torch.equal(torch.cat(list(got), dim=1), want)
 
 
 # ---- chunks, and products in a wider dtype
@@ -141,12 +143,16 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 1e-2, to
 
 
 @pytest.mark.parametrize("instructions", [True, False], ids=["in its dtype", "widened"])
-@pytest.mark.parametrize("chunk_rows", [1, 5, 1024])
+@pytest.mark.parametrize(("chunk_rows", "units"), [(1, 12), (5, 12), (5, 5), (1024, 12), (1024, 4)])
+@pytest.mark.parametrize("activation", ["swiglu", "relu"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_the_same_in_chunks_of_any_size_and_in_either_dtype(dtype, chunk_rows, instructions, monkeypatch):
-    """97 rows in float64 are the judge; an expert has 40 of them, another none."""
+def test_the_same_in_chunks_and_blocks_of_any_size_and_in_either_dtype(
+    dtype, activation, chunk_rows, units, instructions, monkeypatch
+):
+    """97 rows in float64 are the judge; an expert has 40 of them, another none. 5 does not divide 12 hidden units."""
     monkeypatch.setattr(chunks, "_has_instructions", lambda _: instructions)
     case = dict(tokens=49, num_experts=5, top_k=2, spread="skewed", empty_slots=0.1, d_model=24, d_expert=12)
+    case["activation"] = activation
     (x, experts, weights, *matrices, activation, keep), dy = arguments_of(**case)
     wide = torch.promote_types(dtype, torch.float32)
     given = (x.to(dtype), experts, weights.to(wide), *(matrix.to(dtype) for matrix in matrices), activation, keep)
@@ -158,6 +164,8 @@ def test_the_same_in_chunks_of_any_size_and_in_either_dtype(dtype, chunk_rows, i
 
     want = outcome(exact, dy.to(dtype).double())
     monkeypatch.setattr(chunks, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(chunks, "BLOCK_UNITS", units)
+    monkeypatch.setattr(chunks, "BLOCK_NUMBERS", 1)
     for ours, right in zip(outcome(given, dy.to(dtype)), want, strict=True):
         assert float((ours.double() - right).norm() / right.norm()) < TOLERANCE[dtype]
 

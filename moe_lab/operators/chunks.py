@@ -1,22 +1,27 @@
-"""What the grouped operator works with: chunks of rows that stay in a CPU's cache, buffers that each chunk uses again.
+"""What the grouped operator works with: chunks of rows, and blocks of hidden units, that stay in a CPU's cache.
 
 A fresh large buffer is memory that the system has yet to find, page by page, and that no cache holds. So all that is as
-long as a chunk is made once, and only what leaves the operator is as long as all rows.
+long as a chunk is made once a core, and used again; and what is between the two products is never there for more than a
+block of an expert's hidden units.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 
-from moe_lab.operators.pages import empty_in_large_pages
 from moe_lab.operators.workers import run_side_by_side, side_by_side
 
 CHUNK_ROWS = 1024
 """Most rows of an expert at a time on a CPU: each product packs the expert's matrix anew, so large ones are best."""
+BLOCK_NUMBERS = 2**17
+"""About how many numbers a block's buffer has: half a megabyte of float32."""
+BLOCK_UNITS = 64
+"""A block has a multiple of so many hidden units, but for an expert's last: products of fewer take longer a number."""
 
 
 def working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -41,69 +46,187 @@ def _has_instructions(dtype: torch.dtype) -> bool:
     return ask is not None and bool(ask())
 
 
-Step = Callable[["Buffers", int, slice, bool, bool], None]
-"""What is done with a chunk: buffers, the expert, its rows, and whether they are its first and its last ones."""
-
-
-def each_chunk(load: list[int], dtype: torch.dtype, device: torch.device, numbers_a_row: int, step: Step) -> None:
-    """Call ``step`` for each chunk of each expert that has rows; experts side by side, where that is faster.
-
-    An expert's chunks come one after the other; on a GPU it takes all its rows at once. ``numbers_a_row`` is the
-    multiply-adds of a row.
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of one expert; whether they are its first and its last ones; and when it is their turn to be added.
 
     Example:
-        >>> each_chunk([2, 0, 1030], torch.float32, torch.device("cpu"), 1, lambda _, *chunk: print(*chunk))
-        0 slice(0, 2, None) True True
-        2 slice(2, 1026, None) True False
-        2 slice(1026, 1032, None) False True
+        >>> Chunk(3, slice(10, 15), first=True, last=False, turn=0).size
+        5
     """
 
-    def work(expert: int, start: int, stop: int, buffers: Buffers) -> None:
-        size = _step(stop - start, device)
-        for first in range(start, stop, size):
-            step(buffers, expert, slice(first, min(first + size, stop)), first == start, first + size >= stop)
+    expert: int
+    rows: slice
+    first: bool
+    last: bool
+    turn: int
 
-    def make_buffers() -> Buffers:
-        return Buffers(load, dtype, device)
+    @property
+    def size(self) -> int:
+        """How many rows."""
+        return self.rows.stop - self.rows.start
 
-    ends = list(accumulate(load))
-    tasks = [
-        partial(work, expert, end - count, end) for expert, (count, end) in enumerate(zip(load, ends, strict=True))
-    ]
-    busy = [expert for expert, count in enumerate(load) if count]
-    if side_by_side(load, numbers_a_row, device):
-        run_side_by_side([tasks[expert] for expert in sorted(busy, key=load.__getitem__, reverse=True)], make_buffers)
-        return
-    buffers = make_buffers()
-    for expert in busy:
-        tasks[expert](buffers)
+    @property
+    def alone(self) -> bool:
+        """Whether these are all rows of the expert."""
+        return self.first and self.last
+
+
+class Plan:
+    """All chunks of all experts that have rows, those with most rows first, and whether experts run side by side.
+
+    An expert's chunks come one after the other; on a GPU it takes all its rows at once. ``numbers_a_row`` is the
+    multiply-adds of a row. The order depends on the load alone, so sums are the same with any number of cores.
+
+    Example:
+        >>> plan = Plan([2, 0, 1030], 1, torch.device("cpu"))
+        >>> for chunk in plan.chunks:
+        ...     print(chunk)
+        Chunk(expert=2, rows=slice(2, 1026, None), first=True, last=False, turn=0)
+        Chunk(expert=2, rows=slice(1026, 1032, None), first=False, last=True, turn=1)
+        Chunk(expert=0, rows=slice(0, 2, None), first=True, last=True, turn=2)
+    """
+
+    def __init__(self, load: list[int], numbers_a_row: int, device: torch.device):
+        self.load, self.device = load, device
+        self.side_by_side = side_by_side(load, numbers_a_row, device)
+        self.most = _step(max(load, default=0), device)
+        self.failed, self.changed = False, threading.Condition()
+        self.chunks: list[Chunk] = []
+        for expert, (count, end) in sorted(
+            enumerate(zip(load, accumulate(load), strict=True)), key=lambda one: one[1][0], reverse=True
+        ):
+            for start in range(end - count, end, self.most):
+                rows = slice(start, min(start + self.most, end))
+                first, last = start == end - count, rows.stop == end
+                self.chunks.append(Chunk(expert, rows, first, last, turn=len(self.chunks)))
+
+    @property
+    def places(self) -> int:
+        """How many chunks can be between their start and their turn: one a core, and one that waits."""
+        return torch.get_num_threads() + 1 if self.side_by_side else 1
+
+    def make_buffers(self, dtype: torch.dtype) -> "Buffers":
+        """Buffers for chunks of this plan."""
+        return Buffers(dtype, self.device)
+
+    def run(self, step: Callable[["Buffers", Chunk], None], dtype: torch.dtype) -> None:
+        """Call ``step`` for each chunk, with buffers of this dtype that no other core has."""
+        if not self.side_by_side:
+            buffers = self.make_buffers(dtype)
+            for chunk in self.chunks:
+                step(buffers, chunk)
+            return
+
+        def work(chunks: list[Chunk], buffers: Buffers) -> None:
+            try:
+                for chunk in chunks:
+                    step(buffers, chunk)
+            except BaseException:
+                self.fail()
+                raise
+
+        experts: dict[int, list[Chunk]] = {}
+        for chunk in self.chunks:
+            experts.setdefault(chunk.expert, []).append(chunk)
+        run_side_by_side([partial(work, chunks) for chunks in experts.values()], lambda: self.make_buffers(dtype))
+
+    def fail(self) -> None:
+        """A turn will never be over: nobody needs to wait for it, since there will be no result anyway."""
+        with self.changed:
+            self.failed = True
+            self.changed.notify_all()
 
 
 def _step(count: int, device: torch.device) -> int:
     return min(max(count, 1), CHUNK_ROWS) if device.type == "cpu" else max(count, 1)
 
 
-class Buffers:
-    """Memory for the longest chunk, handed out under a name again and again; and values widened, where that is needed.
+@dataclass(frozen=True)
+class Block:
+    """Hidden units ``start`` to ``stop`` of ``d_expert``; each has ``kinds`` hidden columns: gate and up, or up alone.
 
     Example:
-        >>> buffers = Buffers([2, 0, 3], torch.float32, torch.device("cpu"))
-        >>> first, second = buffers.rows("hidden", 2, 5), buffers.rows("hidden", 3, 5)
+        >>> Block(0, 2, 2, 2).pieces(torch.arange(4), 0), Block(1, 2, 2, 2).pieces(torch.arange(4), 0)
+        ([tensor([0, 1, 2, 3])], [tensor([1]), tensor([3])])
+    """
+
+    start: int
+    stop: int
+    d_expert: int
+    kinds: int
+
+    @property
+    def width(self) -> int:
+        """How many units."""
+        return self.stop - self.start
+
+    def pieces(self, matrix: Tensor, dim: int) -> Sequence[Tensor]:
+        """What belongs to these units along ``dim``, in as few pieces as there can be: gates and ups may lie apart."""
+        if self.width == self.d_expert:
+            return [matrix]
+        return [matrix.narrow(dim, at, self.width) for at in range(self.start, matrix.shape[dim], self.d_expert)]
+
+    def pieces_of_buffer(self, buffer: Tensor) -> Sequence[Tensor]:
+        """As many pieces of a buffer that has columns for these units alone."""
+        return [buffer] if self.width == self.d_expert else buffer.chunk(self.kinds, 1)
+
+    def parts(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Of pieces of hidden values, (gates, ups), or (ups,) where there are no gates."""
+        return pieces[0].chunk(self.kinds, 1) if len(pieces) == 1 else pieces
+
+
+def hidden_blocks(
+    d_expert: int, kinds: int, rows: int, columns: int, dtype: torch.dtype, device: torch.device
+) -> list[Block]:
+    """The hidden units, in blocks so small that buffers of (rows, units) stay in a core's cache.
+
+    And those of (units, columns), too, where matrices are widened block by block; else ``columns`` is 0. Answers add up
+    from block to block, so in a half precision there is one block alone, and on a GPU as well.
+
+    Example:
+        >>> cpu = torch.device("cpu")
+        >>> [block.width for block in hidden_blocks(1024, 2, 512, 0, torch.float32, cpu)]
+        [256, 256, 256, 256]
+        >>> [block.width for block in hidden_blocks(1024, 2, 512, 0, torch.bfloat16, cpu)]
+        [1024]
+    """
+    blocked = device.type == "cpu" and dtype in (torch.float32, torch.float64)
+    count = max(1, round(d_expert * max(rows, columns) / BLOCK_NUMBERS)) if blocked else 1
+    units = max(1, -(-d_expert // count))
+    if count > 1:
+        units = -(-units // BLOCK_UNITS) * BLOCK_UNITS
+    return [Block(start, min(start + units, d_expert), d_expert, kinds) for start in range(0, max(d_expert, 1), units)]
+
+
+class Buffers:
+    """Memory that is handed out under a name again and again; and values widened, where that is needed.
+
+    Example:
+        >>> buffers = Buffers(torch.float32, torch.device("cpu"))
+        >>> second, first = buffers.rows("hidden", 3, 5), buffers.rows("hidden", 2, 5)
         >>> first.shape, second.shape, first.data_ptr() == second.data_ptr()
         (torch.Size([2, 5]), torch.Size([3, 5]), True)
     """
 
-    def __init__(self, load: list[int], dtype: torch.dtype, device: torch.device):
-        self.most, self.dtype, self.device = _step(max(load, default=0), device), dtype, device
-        self._made: dict[str, Tensor] = {}
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self.dtype, self.device = dtype, device
+        self._made: dict[str, Tensor | None] = {}
 
     def rows(self, name: str, count: int, columns: int) -> Tensor:
-        """The first ``count`` rows of the buffer of that name; what was in there is still in there."""
-        return self._take(name, self.most, columns)[:count]
+        """So many rows of the buffer of that name; what was in there is still in there."""
+        made, numbers = self._made.get(name), count * columns
+        if made is None or made.numel() < numbers:
+            made = self._made[name] = None  # or there would be both for a moment
+            made = self._made[name] = torch.empty(numbers, dtype=self.dtype, device=self.device)
+        return made.as_strided((count, columns), (columns, 1))
 
     def gather(self, name: str, source: Tensor, index: Tensor) -> Tensor:
-        """Copy the rows of ``source`` that ``index`` names; source has the buffers' dtype."""
-        return torch.index_select(source, 0, index, out=self.rows(name, len(index), source.shape[1]))
+        """Copy the rows of ``source`` that ``index`` names."""
+        rows = self.rows(name, index.shape[0], source.shape[1])
+        if source.dtype == self.dtype:
+            return torch.index_select(source, 0, index, out=rows)
+        return rows.copy_(source.index_select(0, index))
 
     def widen(self, name: str, values: Tensor) -> Tensor:
         """The values in the buffers' dtype: themselves, if that is theirs."""
@@ -111,79 +234,4 @@ class Buffers:
 
     def like(self, name: str, values: Tensor) -> Tensor:
         """Somewhere to write a result of this shape: ``values`` themselves, if they have the buffers' dtype."""
-        return values if values.dtype == self.dtype else self._take(name, *values.shape)
-
-    def _take(self, name: str, rows: int, columns: int) -> Tensor:
-        made = self._made.get(name)
-        if made is None or made.shape[0] < rows:
-            made = self._made[name] = torch.empty(rows, columns, dtype=self.dtype, device=self.device)
-        return made[:rows]
-
-
-class StackedGradient:
-    """The gradient of a stack of matrices, left.T @ right over each expert's rows; exactly 0 for one without rows.
-
-    A product writes straight into its expert's part. Where an expert's rows come in several chunks, or in a wider dtype
-    than the gradient's, they are summed in float32 first and rounded once.
-
-    Example:
-        >>> gradient = StackedGradient(torch.empty(2, 1, 1), [3, 0])
-        >>> gradient.add(0, torch.ones(3, 1), torch.ones(3, 1), first=True, last=True)
-        >>> gradient.whole.flatten()
-        tensor([3., 0.])
-    """
-
-    def __init__(self, like: Float[Tensor, "num_experts d_left d_right"], load: list[int]):
-        self.whole = empty_in_large_pages(*like.shape, dtype=like.dtype, device=like.device)
-        self._totals: dict[int, Tensor] = {}
-        for expert, count in enumerate(load):
-            if not count:
-                self.whole[expert].zero_()
-
-    def add(
-        self,
-        expert: int,
-        left: Float[Tensor, "rows d_left"],
-        right: Float[Tensor, "rows d_right"],
-        first: bool,
-        last: bool,
-    ) -> None:
-        """Add a chunk's product to the part of this expert; chunks of one expert come one after the other."""
-        part = self.whole[expert]
-        direct = part.dtype == left.dtype and ((first and last) or part.dtype in (torch.float32, torch.float64))
-        if first:
-            self._totals[expert] = part if direct else torch.empty_like(part, dtype=torch.float32)
-        total = self._totals[expert]
-        if not first:
-            total.add_(left.T @ right)
-        elif total.dtype == left.dtype:
-            torch.mm(left.T, right, out=total)
-        else:
-            total.copy_(left.T @ right)
-        if last and total is not part:
-            part.copy_(total)
-        if last:
-            del self._totals[expert]
-
-
-def gather_sum(
-    answers: Float[Tensor, "rows d_model"],
-    row: Int64[Tensor, "tokens slots"],
-    weights: Float[Tensor, "tokens slots"] | None = None,
-) -> Float[Tensor, "tokens d_model"]:
-    """Each token adds up the rows that it names, weighted: y[t] = sum over s of weights[t, s] * answers[row[t, s]].
-
-    Nobody writes where another writes, so it runs on all cores and is the same each time. Sums run in the wider of the
-    two dtypes; half-precision answers are summed in float32 and rounded once, with weights rounded to their dtype.
-
-    Example:
-        >>> answers, row = torch.tensor([[1.0], [5.0]]), torch.tensor([[1, 0], [1, 1]])
-        >>> gather_sum(answers, row, torch.tensor([[0.5, 1.0], [1.0, 1.0]])).flatten()
-        tensor([ 3.5000, 10.0000])
-    """
-    if weights is not None:
-        answers = answers.to(torch.float64) if weights.dtype == torch.float64 else answers
-        weights = weights.to(answers.dtype)
-    if not row.numel():
-        return answers.new_zeros(row.shape[0], answers.shape[1])
-    return torch.nn.functional.embedding_bag(row, answers, mode="sum", per_sample_weights=weights)
+        return values if values.dtype == self.dtype else self.rows(name, *values.shape)

@@ -1,7 +1,8 @@
 """The experts as two operators of PyTorch's own kind: ``moe_lab::grouped_mlp`` and its backward pass.
 
-    each expert that has rows, chunk by chunk:   gather -> product -> activation -> product
-    then each token:                             sum the answers of its slots, weighted
+    each expert that has rows, chunk by chunk:        gather ...
+        its hidden units, block by block:                 product -> activation -> product, added up
+    then the chunk's tokens:                              ... add their rows, weighted, when it is the chunk's turn
 
 ``torch.compile`` and `flop_counter` take an operator whole, without a look inside. So the load may be read in there,
 and only there: which experts have rows, and how many, never becomes the shape of a result. What is kept has a row for
@@ -15,13 +16,16 @@ first call imports ``torch._dynamo`` (two seconds) and with it Triton, after whi
 Triton's interpreter on any more.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from moe_lab.activations import GATED, activate, activate_backward
-from moe_lab.operators.chunks import Buffers, StackedGradient, each_chunk, gather_sum, working_dtype
+from moe_lab.activations import GATED, activate_backward, activate_into
+from moe_lab.operators.chunks import Block, Buffers, Chunk, Plan, hidden_blocks, working_dtype
 from moe_lab.operators.guards import refuse_second_derivative
 from moe_lab.operators.pages import empty_in_large_pages
+from moe_lab.operators.sums import StackedGradient, TokenSum
 from moe_lab.types import Routing
 
 torch.library.define(
@@ -83,29 +87,36 @@ def grouped_mlp(
     """
     routing = Routing.trusted(experts, weights, w_down.shape[0])
     in_order, load = sort_rows(routing)
-    count, blocks, work = len(in_order), load.tolist(), working_dtype(x.dtype, x.device)
+    count, work = len(in_order), working_dtype(x.dtype, x.device)
     order = experts.new_full((experts.numel(),), -1)
     order[:count] = in_order
-    token = in_order // max(routing.slots, 1)
-    source, kept = x.to(work), len(order) if keep else 0
-    hidden = empty_in_large_pages(kept, w_gate_up.shape[1], dtype=x.dtype, device=x.device)
-    answers = empty_in_large_pages(count + 1, x.shape[1], dtype=work, device=x.device)
+    token, weight = in_order // max(routing.slots, 1), weights.reshape(-1)[in_order][:, None]
+    hidden = empty_in_large_pages(len(order) if keep else 0, w_gate_up.shape[1], dtype=x.dtype, device=x.device)
+    plan = Plan(load.tolist(), _numbers_a_row(w_gate_up, w_down), x.device)
+    y = TokenSum(len(x), x.shape[1], work, weights.dtype, plan)
+    blocks, in_place = _blocks_of(activation, w_down, work), keep and work == x.dtype
 
-    def step(buffers: Buffers, expert: int, rows: slice, *_: bool) -> None:
-        size = rows.stop - rows.start
-        gate_up, down = buffers.widen("gate_up", w_gate_up[expert]), buffers.widen("down", w_down[expert])
-        here = buffers.like("hidden", hidden[rows]) if keep else buffers.rows("hidden", size, len(gate_up))
-        torch.mm(buffers.gather("rows", source, token[rows]), gate_up.T, out=here)
-        if keep and here.dtype != hidden.dtype:
-            hidden[rows] = here
-        inner = activate(here, activation, out=buffers.rows("inner", size, w_down.shape[2]))
-        torch.mm(inner, down.T, out=answers[rows])
+    def step(buffers: Buffers, chunk: Chunk) -> None:
+        gate_up, down, tokens = w_gate_up[chunk.expert], w_down[chunk.expert], token[chunk.rows]
+        answers, rows = y.place(chunk), buffers.gather("rows", x, tokens)
+        for block in blocks(chunk.size):
+            kept = block.pieces(hidden[chunk.rows], 1) if keep else []
+            here = kept
+            if not in_place:
+                here = block.pieces_of_buffer(buffers.rows("hidden", chunk.size, block.kinds * block.width))
+            for piece, matrix in zip(here, block.pieces(gate_up, 0), strict=True):
+                torch.mm(rows, buffers.widen("matrix", matrix).T, out=piece)
+            if keep and not in_place:
+                for piece, into in zip(here, kept, strict=True):
+                    into.copy_(piece)
+            inner = activate_into(buffers.rows("inner", chunk.size, block.width), block.parts(here), activation)
+            _multiply_into(answers, inner, buffers.widen("matrix", block.pieces(down, 1)[0]).T, first=block.start == 0)
+        y.add(chunk, answers, tokens, weight[chunk.rows])
 
-    each_chunk(blocks, work, x.device, _numbers_a_row(w_gate_up, w_down), step)
+    plan.run(step, work)
     if keep:
         hidden[count:] = 0
-    y = gather_sum(*_addressed(answers, order, weights), weights.masked_fill(experts < 0, 0.0))
-    return y.to(x.dtype), hidden, order, load.clone()  # the load itself is a part of a longer tensor
+    return y.total.to(x.dtype), hidden, order, load.clone()  # the load itself is a part of a longer tensor
 
 
 def grouped_mlp_backward(
@@ -126,63 +137,78 @@ def grouped_mlp_backward(
     product writes straight into its own part of one gradient.
     """
     need_x, need_weights, need_gate_up, need_down = wanted
-    blocks, work = load.tolist(), working_dtype(x.dtype, x.device)
-    count = sum(blocks)
-    order, token = order[:count], order[:count] // max(weights.shape[1], 1)
-    source, dsource = x.to(work), dy.to(work)
-    weight = weights.reshape(-1)[order].to(work)[:, None]
-    dw_gate_up = StackedGradient(w_gate_up, blocks) if need_gate_up else None
-    dw_down = StackedGradient(w_down, blocks) if need_down else None
-    drows = empty_in_large_pages(count + 1 if need_x else 0, x.shape[1], dtype=work, device=x.device)
-    share = weights.new_empty(count)
+    work, slots = working_dtype(x.dtype, x.device), weights.shape[1]
+    plan = Plan(load.tolist(), 2 * _numbers_a_row(w_gate_up, w_down), x.device)
+    order = order[: sum(plan.load)]
+    token, weight = order // max(slots, 1), weights.reshape(-1)[order].to(work)[:, None]
+    dw_gate_up = StackedGradient(w_gate_up, plan) if need_gate_up else None
+    dw_down = StackedGradient(w_down, plan) if need_down else None
+    dx = TokenSum(len(x), x.shape[1], work, work, plan) if need_x else None
+    blocks, again = _blocks_of(activation, w_down, work), need_weights or need_down
+    share = torch.zeros(len(order), dtype=torch.promote_types(work, weights.dtype), device=x.device)
 
-    def step(buffers: Buffers, expert: int, rows: slice, *ends: bool) -> None:
-        size = rows.stop - rows.start
-        here = buffers.widen("hidden", hidden[rows])
-        danswers = buffers.gather("danswers", dsource, token[rows])  # before the routing weight
-        dhidden = buffers.rows("dhidden", size, w_gate_up.shape[1])
-        of_gate = dhidden[:, -w_down.shape[2] :] if activation in GATED else None
-        again = need_weights or need_down
-        if again:
-            inner = activate(here, activation, buffers.rows("inner", size, w_down.shape[2]), of_gate)
-        if need_x or need_weights or need_gate_up:
-            dinner = buffers.rows("dinner", size, w_down.shape[2])
-            torch.mm(danswers, buffers.widen("down", w_down[expert]), out=dinner)
-        if need_weights:
-            product = torch.mul(dinner, inner, out=buffers.rows("product", *inner.shape))
-            torch.sum(product, dim=1, dtype=weights.dtype, out=share[rows])
-        if need_down:
-            dw_down.add(expert, danswers, inner.mul_(weight[rows]), *ends)
-        if need_x or need_gate_up:
-            activate_backward(dinner.mul_(weight[rows]), here, activation, dhidden, has_of_gate=again)
-        if need_gate_up:
-            dw_gate_up.add(expert, dhidden, buffers.gather("rows", source, token[rows]), *ends)
+    def step(buffers: Buffers, chunk: Chunk) -> None:
+        expert, tokens, scale = chunk.expert, token[chunk.rows], weight[chunk.rows]
+        gate_up, down = w_gate_up[expert], w_down[expert]
+        danswers = buffers.gather("danswers", dy, tokens)  # before the routing weight
+        rows = buffers.gather("rows", x, tokens) if need_gate_up else None
+        drows = dx.place(chunk) if need_x else None
+        for block in blocks(chunk.size):
+            here = block.pieces(hidden[chunk.rows], 1)
+            here = [buffers.widen(f"hidden {number}", piece) for number, piece in enumerate(here)]
+            dhere = block.pieces_of_buffer(buffers.rows("dhidden", chunk.size, block.kinds * block.width))
+            parts, dparts = block.parts(here), block.parts(dhere)
+            if again:
+                inner, of_gate = buffers.rows("inner", chunk.size, block.width), dparts[-1]
+                activate_into(inner, parts, activation, of_gate if activation in GATED else None)
+            if need_x or need_weights or need_gate_up:
+                dinner = buffers.rows("dinner", chunk.size, block.width)
+                torch.mm(danswers, buffers.widen("matrix", block.pieces(down, 1)[0]), out=dinner)
+            if need_weights:
+                product = torch.mul(dinner, inner, out=dparts[0])  # where nothing is yet
+                share[chunk.rows].add_(product.sum(dim=1, dtype=share.dtype))
+            if need_down:
+                into = block.pieces(dw_down.whole[expert], 1)[0]
+                dw_down.add(chunk, danswers, inner.mul_(scale), into, buffers)
+            if need_x or need_gate_up:
+                activate_backward(dparts, dinner.mul_(scale), parts, activation, has_of_gate=again)
+            if need_gate_up:
+                for dpiece, into in zip(dhere, block.pieces(dw_gate_up.whole[expert], 0), strict=True):
+                    dw_gate_up.add(chunk, dpiece, rows, into, buffers)
+            if need_x:
+                for number, (dpiece, matrix) in enumerate(zip(dhere, block.pieces(gate_up, 0), strict=True)):
+                    _multiply_into(drows, dpiece, buffers.widen("matrix", matrix), first=block.start == number == 0)
         if need_x:
-            torch.mm(dhidden, buffers.widen("gate_up", w_gate_up[expert]), out=drows[rows])
+            dx.add(chunk, drows, tokens)
 
-    each_chunk(blocks, work, x.device, 2 * _numbers_a_row(w_gate_up, w_down), step)
-    dx = gather_sum(*_addressed(drows, order, weights)).to(x.dtype) if need_x else x.new_empty(0)
-    dweights = torch.zeros_like(weights.reshape(-1)).index_copy_(0, order, share).view(weights.shape)
+    plan.run(step, work)
+    dweights = torch.zeros_like(weights.reshape(-1)).index_copy_(0, order, share.to(weights.dtype)).view(weights.shape)
     return (
-        dx,
+        dx.total.to(x.dtype) if need_x else x.new_empty(0),
         dweights if need_weights else x.new_empty(0),
         dw_gate_up.whole if need_gate_up else x.new_empty(0),
         dw_down.whole if need_down else x.new_empty(0),
     )
 
 
+def _blocks_of(activation: str, w_down: Tensor, work: torch.dtype) -> Callable[[int], list[Block]]:
+    """The blocks of hidden units for chunks of so many rows; matrices are widened block by block, if at all."""
+    _, d_model, d_expert = w_down.shape
+    columns = d_model if work != w_down.dtype else 0
+    return lambda rows: hidden_blocks(d_expert, 1 + (activation in GATED), rows, columns, work, w_down.device)
+
+
+def _multiply_into(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """Add left @ right to the total; or, for the first, write it there."""
+    if first:
+        torch.mm(left, right, out=total)
+    else:
+        total.addmm_(left, right)
+
+
 def _numbers_a_row(w_gate_up: Tensor, w_down: Tensor) -> int:
     """Multiply-adds of one row: the numbers of one expert."""
     return w_gate_up[:1].numel() + w_down[:1].numel()
-
-
-def _addressed(answers: Tensor, order: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The answers, whose last row becomes 0, and in which of them each slot finds its own: the last, if it is empty."""
-    answers[-1] = 0
-    row = order.new_full((weights.numel(),), len(answers) - 1)
-    count = len(answers) - 1
-    row[order[:count]] = torch.arange(count, device=order.device)
-    return answers, row.view(weights.shape)
 
 
 # not as decorators, which would leave None in the functions' names

@@ -7,9 +7,10 @@ Like `grouped` it is declared whole, so that ``torch.compile`` and `flop_counter
 import torch
 from torch import Tensor
 
-from moe_lab.operators.chunks import Buffers, StackedGradient, each_chunk, working_dtype
+from moe_lab.operators.chunks import Buffers, Chunk, Plan, working_dtype
 from moe_lab.operators.guards import refuse_second_derivative, refuse_tangents
 from moe_lab.operators.pages import empty_in_large_pages
+from moe_lab.operators.sums import StackedGradient
 
 torch.library.define("moe_lab::grouped_linear", "(Tensor rows, Tensor weight, Tensor load) -> Tensor")
 torch.library.define(
@@ -39,41 +40,43 @@ def grouped_linear(rows: Tensor, weight: Tensor, load: Tensor) -> Tensor:
 
 
 def _multiply(rows: Tensor, weight: Tensor, load: Tensor) -> Tensor:
-    blocks, work = load.tolist(), working_dtype(rows.dtype, rows.device)
+    plan, work = Plan(load.tolist(), weight[:1].numel(), rows.device), working_dtype(rows.dtype, rows.device)
     out = empty_in_large_pages(len(rows), weight.shape[1], dtype=rows.dtype, device=rows.device)
 
-    def step(buffers: Buffers, expert: int, here: slice, *_: bool) -> None:
+    def step(buffers: Buffers, chunk: Chunk) -> None:
+        here = chunk.rows
         target = buffers.like("out", out[here])
-        torch.mm(buffers.widen("rows", rows[here]), buffers.widen("weight", weight[expert]).T, out=target)
+        torch.mm(buffers.widen("rows", rows[here]), buffers.widen("matrix", weight[chunk.expert]).T, out=target)
         if target.dtype != out.dtype:
             out[here] = target
 
-    each_chunk(blocks, work, rows.device, weight[:1].numel(), step)
-    out[sum(blocks) :] = 0
+    plan.run(step, work)
+    out[sum(plan.load) :] = 0
     return out
 
 
 def _multiply_backward(
     gradient: Tensor, rows: Tensor, weight: Tensor, load: Tensor, wanted: list[bool]
 ) -> tuple[Tensor, Tensor]:
-    blocks, work = load.tolist(), working_dtype(rows.dtype, rows.device)
+    plan, work = Plan(load.tolist(), 2 * weight[:1].numel(), rows.device), working_dtype(rows.dtype, rows.device)
     need_rows, need_weight = wanted
     drows = empty_in_large_pages(len(rows) if need_rows else 0, rows.shape[1], dtype=rows.dtype, device=rows.device)
-    dweight = StackedGradient(weight, blocks) if need_weight else None
+    dweight = StackedGradient(weight, plan) if need_weight else None
 
-    def step(buffers: Buffers, expert: int, here: slice, *ends: bool) -> None:
+    def step(buffers: Buffers, chunk: Chunk) -> None:
+        here = chunk.rows
         upstream = buffers.widen("gradient", gradient[here])
         if need_rows:
             target = buffers.like("drows", drows[here])
-            torch.mm(upstream, buffers.widen("weight", weight[expert]), out=target)
+            torch.mm(upstream, buffers.widen("matrix", weight[chunk.expert]), out=target)
             if target.dtype != drows.dtype:
                 drows[here] = target
         if need_weight:
-            dweight.add(expert, upstream, buffers.widen("rows", rows[here]), *ends)
+            dweight.add(chunk, upstream, buffers.widen("rows", rows[here]), dweight.whole[chunk.expert], buffers)
 
-    each_chunk(blocks, work, rows.device, 2 * weight[:1].numel(), step)
+    plan.run(step, work)
     if need_rows:
-        drows[sum(blocks) :] = 0
+        drows[sum(plan.load) :] = 0
     return drows, dweight.whole if need_weight else rows.new_empty(0)
 
 

@@ -12,8 +12,9 @@ from moe_lab.kernels.sort_tokens import sort_tokens_reference
 from moe_lab import BiasBalancer, Routing, device_load, expert_mlp, losses, measure_balance, tile_padding
 from moe_lab.balance import check_load
 from moe_lab.dispatch import one_hot_combine, table_combine
-from moe_lab.operators.chunks import gather_sum
+from moe_lab.operators.chunks import Plan
 from moe_lab.operators.grouped_linear import grouped_linear
+from moe_lab.operators.sums import TokenSum
 
 from .extremes import THOROUGH
 
@@ -87,8 +88,15 @@ def test_a_kernels_long_sum(name):
 def test_sums_over_slots(dtype):
     answers, near = tenth(LONG, 1, dtype=dtype), HALVES[dtype]
     row = torch.arange(LONG)[None]
-    assert float(gather_sum(answers, row)) == pytest.approx(total(dtype), rel=near)
-    assert float(gather_sum(answers, row, torch.ones(1, LONG))) == pytest.approx(total(dtype), rel=near)
+    for weight in (None, torch.ones(LONG, 1), torch.ones(LONG, 1, dtype=dtype)):
+        plan = Plan([LONG], 1, answers.device)
+        token = TokenSum(1, 1, dtype, torch.float32, plan)
+        for chunk in plan.chunks:
+            rows = token.place(chunk).copy_(answers[chunk.rows])
+            token.add(
+                chunk, rows, torch.zeros(chunk.size, dtype=torch.long), None if weight is None else weight[chunk.rows]
+            )
+        assert float(token.total) == pytest.approx(total(dtype), rel=near)
     outputs = answers.view(1, LONG, 1)
     for weights in (torch.ones(1, LONG), torch.ones(1, LONG, dtype=dtype)):
         assert float(table_combine(outputs, row, weights)) == pytest.approx(total(dtype), rel=near)

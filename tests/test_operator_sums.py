@@ -1,0 +1,124 @@
+"""Sums that chunks add to: the same whoever comes first, with little memory, and nobody waits for what never comes."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from moe_lab import expert_mlp
+from moe_lab.inputs import make_layer_inputs
+from moe_lab.operators import chunks, workers
+from moe_lab.operators.chunks import Plan
+from moe_lab.operators.sums import TokenSum
+from moe_lab.profiling.memory import measure_peak_bytes
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    """Experts side by side on two cores, however little there is to do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr(workers, "LEAST_NUMBERS", 0)
+    yield
+    torch.set_num_threads(before)
+
+
+def summed(plan, rows, token, weight, dtype=torch.float32, before=lambda chunk: None):
+    """One token's sum of what all chunks bring, each after ``before``."""
+    total = TokenSum(3, rows.shape[1], dtype, torch.float32, plan)
+
+    def step(buffers, chunk):
+        place = total.place(chunk)
+        place.fill_(float("nan")).copy_(rows[chunk.rows])
+        before(chunk)
+        total.add(chunk, place, token[chunk.rows], weight[chunk.rows])
+
+    plan.run(step, dtype)
+    return total.total
+
+
+def some_rows(count, columns=4):
+    """Of so different sizes that their sum tells in which order they were added."""
+    scale = 10.0 ** torch.arange(count).remainder(7)[:, None]
+    return torch.randn(count, columns) * scale, torch.arange(count) % 3, torch.rand(count, 1)
+
+
+@pytest.mark.parametrize("late", range(4))
+def test_whoever_comes_first_the_sum_is_the_same(late, two_cores):
+    load = [12, 12, 12, 12, 12, 12]
+    given = some_rows(sum(load))
+    plan = Plan(load, 1, CPU)
+    assert plan.side_by_side and plan.places == 3
+    want = torch.zeros(3, 4)
+    for chunk in plan.chunks:
+        rows, token, weight = (value[chunk.rows] for value in given)
+        want.index_add_(0, token, rows * weight)
+    arrived = []
+
+    def before(chunk):
+        time.sleep(0.05 * (chunk.turn == late))
+        arrived.append(chunk.turn)
+
+    assert torch.equal(summed(plan, *given, before=before), want)
+    assert sorted(arrived) == list(range(6)) and arrived != sorted(arrived), "the late one was not late"
+
+
+def test_the_order_does_not_depend_on_the_number_of_cores(two_cores, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 5)
+    load = [7, 0, 12, 11, 9]
+    given, plan = some_rows(sum(load)), Plan(load, 1, CPU)
+    assert plan.side_by_side and [chunk.expert for chunk in plan.chunks] == [2, 2, 2, 3, 3, 3, 4, 4, 0, 0]
+    on_two = summed(plan, *given)
+    torch.set_num_threads(1)
+    alone = Plan(load, 1, CPU)
+    assert not alone.side_by_side and alone.places == 1 and alone.chunks == plan.chunks
+    assert torch.equal(summed(alone, *given), on_two)
+
+
+@pytest.mark.parametrize("failing", [0, 2, 5])
+def test_an_error_reaches_the_caller_and_nobody_waits_for_its_turn(failing, two_cores):
+    plan = Plan([4] * 12, 1, CPU)
+
+    def before(chunk):
+        if chunk.turn == failing:
+            raise ZeroDivisionError(f"at turn {failing}")
+
+    raised = []
+
+    def call():
+        try:
+            summed(plan, *some_rows(48), before=before)
+        except ZeroDivisionError as error:
+            raised.append(str(error))
+
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    caller.join(timeout=20)
+    assert raised == [f"at turn {failing}"]
+    assert summed(Plan([4] * 12, 1, CPU), *some_rows(48)).isfinite().all(), "the next one has its cores"
+
+
+def test_rows_wait_in_no_more_places_than_there_are(two_cores):
+    plan, most = Plan([4] * 10, 1, CPU), []
+
+    def before(chunk):
+        time.sleep(0.03 * (chunk.turn == 0))
+        most.append(chunk.turn)
+
+    summed(plan, *some_rows(40), before=before)
+    assert most.index(0) == 2, "two are done before the late first one, and the third has no place"
+
+
+def test_what_experts_answer_is_never_there_for_all_rows():
+    """Beyond the result: a few chunks of rows. 8 slots a token would be 8 times the result."""
+    inputs = make_layer_inputs(512, 64, 32, 16, 8)
+
+    def forward():
+        with torch.no_grad():
+            return expert_mlp(*inputs.arguments, backend="grouped")
+
+    result = forward().numel() * 4
+    assert result <= measure_peak_bytes(forward) < 5 * result
