@@ -1,9 +1,7 @@
 """Large results: their memory is used again once nobody holds it, and never before."""
 
-import os
 import random
 import threading
-from contextlib import suppress
 
 import pytest
 import torch
@@ -13,6 +11,8 @@ from moe_lab import expert_mlp, flop_counter
 from moe_lab.inputs import make_layer_inputs
 from moe_lab.operators import pages
 from moe_lab.operators.pages import PAGE_BYTES, SHELF, Shelf, empty_in_large_pages, memory_there_is
+
+from .forked_child import forked, start_child, wait_for_child
 
 CPU = torch.device("cpu")
 
@@ -92,7 +92,6 @@ def test_memory_that_is_not_there_was_not_lent(shelf, monkeypatch):
     with pytest.raises(RuntimeError, match="not enough memory"):
         floats(3)
     assert shelf.lent == 0
-    monkeypatch.undo()
 
 
 def test_a_containers_limit_counts_where_it_is_less(tmp_path, monkeypatch):
@@ -129,25 +128,11 @@ def test_threads_never_share_one(shelf):
     assert not wrong and shelf.lent == 0 and 0 < len(shelf.waiting) <= 16, "each had two pairs"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@forked
 def test_a_process_forked_at_a_bad_moment_does_not_wait_for_ever():
     with SHELF._lock:
-        child = os.fork()
-        if child == 0:
-            with suppress(BaseException):
-                SHELF.lend(1)
-                os._exit(0)
-            os._exit(1)
-    for _ in range(200):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            break
-        threading.Event().wait(0.05)
-    else:
-        os.kill(child, 9)
-        pytest.fail("the child waits for a lock that nobody holds")
-    assert os.waitstatus_to_exitcode(status) == 0
+        child = start_child(lambda: SHELF.lend(1))
+    wait_for_child(child)
 
 
 def test_a_step_is_right_in_memory_full_of_another_and_spoils_none(shelf, monkeypatch):

@@ -1,6 +1,5 @@
 """Experts side by side: when, with the same results, and without a trace in anybody's settings."""
 
-import os
 import threading
 
 import pytest
@@ -11,6 +10,8 @@ from moe_lab import expert_mlp, flop_counter
 from moe_lab.inputs import make_layer_inputs
 from moe_lab.operators import workers
 from moe_lab.operators.workers import run_side_by_side, side_by_side
+
+from .forked_child import forked, start_child, wait_for_child
 
 CPU = torch.device("cpu")
 
@@ -132,21 +133,12 @@ def test_an_error_comes_out_and_the_threads_live_on(two_cores):
     assert len(ran) == 4
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@forked
 def test_a_forked_process_makes_threads_of_its_own(two_cores):
-    run_side_by_side([lambda own: None] * 4, object)
-    child = os.fork()
-    if child == 0:
+    def work():
         ran = []
         run_side_by_side([ran.append] * 4, object)
-        os._exit(0 if len(ran) == 4 else 1)
-    for _ in range(200):
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            break
-        threading.Event().wait(0.05)
-    else:
-        os.kill(child, 9)
-        pytest.fail("the child hangs: it waits for threads that its parent has")
-    assert os.waitstatus_to_exitcode(status) == 0
+        assert len(ran) == 4
+
+    run_side_by_side([lambda own: None] * 4, object)
+    wait_for_child(start_child(work))

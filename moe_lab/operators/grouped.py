@@ -90,7 +90,7 @@ def grouped_mlp(
     count, work = len(in_order), working_dtype(x.dtype, x.device)
     order = experts.new_full((experts.numel(),), -1)
     order[:count] = in_order
-    token, weight = in_order // max(routing.slots, 1), weights.reshape(-1)[in_order][:, None]
+    token, weight = in_order // max(routing.slots, 1), _weight_of_rows(weights, in_order)
     hidden = empty_in_large_pages(len(order) if keep else 0, w_gate_up.shape[1], dtype=x.dtype, device=x.device)
     plan = Plan(load.tolist(), _numbers_a_row(w_gate_up, w_down), x.device)
     y = TokenSum(len(x), x.shape[1], work, weights.dtype, plan)
@@ -140,7 +140,7 @@ def grouped_mlp_backward(
     work, slots = working_dtype(x.dtype, x.device), weights.shape[1]
     plan = Plan(load.tolist(), 2 * _numbers_a_row(w_gate_up, w_down), x.device)
     order = order[: sum(plan.load)]
-    token, weight = order // max(slots, 1), weights.reshape(-1)[order].to(work)[:, None]
+    token, weight = order // max(slots, 1), _weight_of_rows(weights, order).to(work)
     dw_gate_up = StackedGradient(w_gate_up, plan) if need_gate_up else None
     dw_down = StackedGradient(w_down, plan) if need_down else None
     dx = TokenSum(len(x), x.shape[1], work, work, plan) if need_x else None
@@ -196,6 +196,11 @@ def _blocks_of(activation: str, w_down: Tensor, work: torch.dtype) -> Callable[[
     _, d_model, d_expert = w_down.shape
     columns = d_model if work != w_down.dtype else 0
     return lambda rows: hidden_blocks(d_expert, 1 + (activation in GATED), rows, columns, work, w_down.device)
+
+
+def _weight_of_rows(weights: Tensor, order: Tensor) -> Tensor:
+    """(rows, 1). By one core: after indexing by all, the others would look out for more while experts begin there."""
+    return weights.reshape(-1).index_select(0, order)[:, None]
 
 
 def _multiply_into(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:

@@ -31,7 +31,9 @@ class TokenSum:
 
     def __init__(self, tokens: int, columns: int, dtype: torch.dtype, weights: torch.dtype, plan: Plan):
         wide = torch.promote_types(torch.promote_types(dtype, weights), torch.float32)
-        self.total = empty_in_large_pages(tokens, columns, dtype=wide, device=plan.device).zero_()
+        self.total = empty_in_large_pages(tokens, columns, dtype=wide, device=plan.device)
+        if not plan.chunks:
+            self.total.zero_()
         self._plan, self._places = plan, [plan.make_buffers(dtype) for _ in range(plan.places)]
         self._turn, self._adding = 0, False
         self._brought: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
@@ -67,6 +69,8 @@ class TokenSum:
                 self._plan.changed.notify_all()
 
     def _take(self, rows: Tensor, token: Tensor, weight: Tensor | None) -> None:
+        if self._turn == 0:  # by one core: after work that all share, the others look out for more for a while
+            self.total.zero_()
         if rows.dtype != self.total.dtype:
             rows = rows.to(self.total.dtype)
         self.total.index_add_(0, token, rows if weight is None else rows.mul_(weight))
