@@ -59,7 +59,7 @@ def test_whoever_comes_first_the_sum_is_the_same(late, two_cores):
     arrived = []
 
     def before(chunk):
-        time.sleep(0.05 * (chunk.turn == late))
+        time.sleep(0.5 * (chunk.turn == late))
         arrived.append(chunk.turn)
 
     assert torch.equal(summed(plan, *given, before=before), want)
@@ -105,7 +105,7 @@ def test_rows_wait_in_no_more_places_than_there_are(two_cores):
     plan, most = Plan([4] * 10, 1, CPU), []
 
     def before(chunk):
-        time.sleep(0.03 * (chunk.turn == 0))
+        time.sleep(0.5 * (chunk.turn == 0))
         most.append(chunk.turn)
 
     summed(plan, *some_rows(40), before=before)

@@ -90,14 +90,14 @@ class Plan:
     def __init__(self, load: list[int], numbers_a_row: int, device: torch.device):
         self.load, self.device = load, device
         self.side_by_side = side_by_side(load, numbers_a_row, device)
-        self.most = _step(max(load, default=0), device)
         self.failed, self.changed = False, threading.Condition()
+        most = CHUNK_ROWS if device.type == "cpu" else max([1, *load])
         self.chunks: list[Chunk] = []
         for expert, (count, end) in sorted(
             enumerate(zip(load, accumulate(load), strict=True)), key=lambda one: one[1][0], reverse=True
         ):
-            for start in range(end - count, end, self.most):
-                rows = slice(start, min(start + self.most, end))
+            for start in range(end - count, end, most):
+                rows = slice(start, min(start + most, end))
                 first, last = start == end - count, rows.stop == end
                 self.chunks.append(Chunk(expert, rows, first, last, turn=len(self.chunks)))
 
@@ -136,10 +136,6 @@ class Plan:
         with self.changed:
             self.failed = True
             self.changed.notify_all()
-
-
-def _step(count: int, device: torch.device) -> int:
-    return min(max(count, 1), CHUNK_ROWS) if device.type == "cpu" else max(count, 1)
 
 
 @dataclass(frozen=True)
