@@ -22,6 +22,8 @@ BLOCK_NUMBERS = 2**17
 """About how many numbers a block's buffer has: half a megabyte of float32."""
 BLOCK_UNITS = 64
 """A block has a multiple of so many hidden units, but for an expert's last: products of fewer take longer a number."""
+LARGE = 32
+"""An expert is large beside the rest if it has this part of all rows."""
 
 
 def working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -48,15 +50,17 @@ def _has_instructions(dtype: torch.dtype) -> bool:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of one expert; whether they are its first and its last ones; and when it is their turn to be added.
+    """Rows and hidden units of one expert; whether its first rows and its last ones; when it is their turn to be added.
 
     Example:
-        >>> Chunk(3, slice(10, 15), first=True, last=False, turn=0).size
+        >>> Chunk(3, slice(10, 15), slice(0, 8), part=0, first=True, last=False, turn=0).size
         5
     """
 
     expert: int
     rows: slice
+    units: slice
+    part: int
     first: bool
     last: bool
     turn: int
@@ -75,31 +79,38 @@ class Chunk:
 class Plan:
     """All chunks of all experts that have rows, those with most rows first, and whether experts run side by side.
 
-    An expert's chunks come one after the other; on a GPU it takes all its rows at once. ``numbers_a_row`` is the
-    multiply-adds of a row. The order depends on the load alone, so sums are the same with any number of cores.
+    An expert's chunks come one after the other; on a GPU it takes all its rows at once. On a CPU the last two experts,
+    if they are large beside the rest, are taken half by half: all hidden units of one half, then those of the other.
+    So cores that did not begin or work alike end more alike. ``numbers_a_row`` is the multiply-adds of a row. The order
+    depends on the load alone, so sums are the same with any number of cores.
 
     Example:
-        >>> plan = Plan([2, 0, 1030], 1, torch.device("cpu"))
+        >>> plan = Plan([2, 0, 1030], 1, torch.device("cpu"), d_expert=128)
         >>> for chunk in plan.chunks:
-        ...     print(chunk)
-        Chunk(expert=2, rows=slice(2, 1026, None), first=True, last=False, turn=0)
-        Chunk(expert=2, rows=slice(1026, 1032, None), first=False, last=True, turn=1)
-        Chunk(expert=0, rows=slice(0, 2, None), first=True, last=True, turn=2)
+        ...     print(chunk.expert, chunk.rows, chunk.units, chunk.first, chunk.last)
+        2 slice(2, 1026, None) slice(0, 64, None) True False
+        2 slice(1026, 1032, None) slice(0, 64, None) False True
+        2 slice(2, 1026, None) slice(64, 128, None) True False
+        2 slice(1026, 1032, None) slice(64, 128, None) False True
+        0 slice(0, 2, None) slice(0, 128, None) True True
     """
 
-    def __init__(self, load: list[int], numbers_a_row: int, device: torch.device):
+    def __init__(self, load: list[int], numbers_a_row: int, device: torch.device, d_expert: int = 1):
         self.load, self.device = load, device
         self.side_by_side = side_by_side(load, numbers_a_row, device)
         self.failed, self.changed = False, threading.Condition()
         most = CHUNK_ROWS if device.type == "cpu" else max([1, *load])
+        experts = [expert for expert in sorted(range(len(load)), key=load.__getitem__, reverse=True) if load[expert]]
+        ends, whole, halves = list(accumulate(load)), [slice(0, d_expert)], _halves(d_expert)
         self.chunks: list[Chunk] = []
-        for expert, (count, end) in sorted(
-            enumerate(zip(load, accumulate(load), strict=True)), key=lambda one: one[1][0], reverse=True
-        ):
-            for start in range(end - count, end, most):
-                rows = slice(start, min(start + most, end))
-                first, last = start == end - count, rows.stop == end
-                self.chunks.append(Chunk(expert, rows, first, last, turn=len(self.chunks)))
+        for number, expert in enumerate(experts):
+            split = device.type == "cpu" and number >= len(experts) - 2 and load[expert] * LARGE >= sum(load)
+            end, start = ends[expert], ends[expert] - load[expert]
+            for part, units in enumerate(halves if split else whole):
+                for at in range(start, end, most):
+                    rows = slice(at, min(at + most, end))
+                    first, last = at == start, rows.stop == end
+                    self.chunks.append(Chunk(expert, rows, units, part, first, last, turn=len(self.chunks)))
 
     @property
     def places(self) -> int:
@@ -126,10 +137,10 @@ class Plan:
                 self.fail()
                 raise
 
-        experts: dict[int, list[Chunk]] = {}
+        tasks: dict[tuple[int, int], list[Chunk]] = {}
         for chunk in self.chunks:
-            experts.setdefault(chunk.expert, []).append(chunk)
-        run_side_by_side([partial(work, chunks) for chunks in experts.values()], lambda: self.make_buffers(dtype))
+            tasks.setdefault((chunk.expert, chunk.part), []).append(chunk)
+        run_side_by_side([partial(work, chunks) for chunks in tasks.values()], lambda: self.make_buffers(dtype))
 
     def fail(self) -> None:
         """A turn will never be over: nobody needs to wait for it, since there will be no result anyway."""
@@ -173,26 +184,34 @@ class Block:
 
 
 def hidden_blocks(
-    d_expert: int, kinds: int, rows: int, columns: int, dtype: torch.dtype, device: torch.device
+    chunk: Chunk, d_expert: int, kinds: int, columns: int, dtype: torch.dtype, device: torch.device
 ) -> list[Block]:
-    """The hidden units, in blocks so small that buffers of (rows, units) stay in a core's cache.
+    """A chunk's hidden units, in blocks so small that buffers of (rows, units) stay in a core's cache.
 
     And those of (units, columns), too, where matrices are widened block by block; else ``columns`` is 0. Answers add up
     from block to block, so in a half precision there is one block alone, and on a GPU as well.
 
     Example:
         >>> cpu = torch.device("cpu")
-        >>> [block.width for block in hidden_blocks(1024, 2, 512, 0, torch.float32, cpu)]
-        [256, 256, 256, 256]
-        >>> [block.width for block in hidden_blocks(1024, 2, 512, 0, torch.bfloat16, cpu)]
-        [1024]
+        >>> _, chunk = Plan([512], 1, cpu, d_expert=1024).chunks
+        >>> [block.start for block in hidden_blocks(chunk, 1024, 2, 0, torch.float32, cpu)]
+        [512, 768]
+        >>> [block.start for block in hidden_blocks(chunk, 1024, 2, 0, torch.bfloat16, cpu)]
+        [512]
     """
     blocked = device.type == "cpu" and dtype in (torch.float32, torch.float64)
-    count = max(1, round(d_expert * max(rows, columns) / BLOCK_NUMBERS)) if blocked else 1
-    units = max(1, -(-d_expert // count))
+    first, last = chunk.units.start, chunk.units.stop
+    count = max(1, round((last - first) * max(chunk.size, columns) / BLOCK_NUMBERS)) if blocked else 1
+    units = max(1, -(-(last - first) // count))
     if count > 1:
         units = -(-units // BLOCK_UNITS) * BLOCK_UNITS
-    return [Block(start, min(start + units, d_expert), d_expert, kinds) for start in range(0, max(d_expert, 1), units)]
+    return [Block(at, min(at + units, last), d_expert, kinds) for at in range(first, max(last, first + 1), units)]
+
+
+def _halves(d_expert: int) -> list[slice]:
+    """Of an expert's hidden units, as long as each is at least a block; else all of them."""
+    middle = d_expert // 2 // BLOCK_UNITS * BLOCK_UNITS
+    return [slice(0, middle), slice(middle, d_expert)] if middle else [slice(0, d_expert)]
 
 
 class Buffers:

@@ -25,6 +25,7 @@ from moe_lab.activations import GATED, activate_backward, activate_into
 from moe_lab.operators.chunks import Block, Buffers, Chunk, Plan, hidden_blocks, working_dtype
 from moe_lab.operators.guards import refuse_second_derivative
 from moe_lab.operators.pages import empty_in_large_pages
+from moe_lab.operators.products import multiply_into
 from moe_lab.operators.sums import StackedGradient, TokenSum
 from moe_lab.types import Routing
 
@@ -92,25 +93,26 @@ def grouped_mlp(
     order[:count] = in_order
     token, weight = in_order // max(routing.slots, 1), _weight_of_rows(weights, in_order)
     hidden = empty_in_large_pages(len(order) if keep else 0, w_gate_up.shape[1], dtype=x.dtype, device=x.device)
-    plan = Plan(load.tolist(), _numbers_a_row(w_gate_up, w_down), x.device)
+    plan = Plan(load.tolist(), _numbers_a_row(w_gate_up, w_down), x.device, w_down.shape[2])
     y = TokenSum(len(x), x.shape[1], work, weights.dtype, plan)
     blocks, in_place = _blocks_of(activation, w_down, work), keep and work == x.dtype
 
     def step(buffers: Buffers, chunk: Chunk) -> None:
         gate_up, down, tokens = w_gate_up[chunk.expert], w_down[chunk.expert], token[chunk.rows]
         answers, rows = y.place(chunk), buffers.gather("rows", x, tokens)
-        for block in blocks(chunk.size):
+        for block in blocks(chunk):
             kept = block.pieces(hidden[chunk.rows], 1) if keep else []
             here = kept
             if not in_place:
                 here = block.pieces_of_buffer(buffers.rows("hidden", chunk.size, block.kinds * block.width))
             for piece, matrix in zip(here, block.pieces(gate_up, 0), strict=True):
-                torch.mm(rows, buffers.widen("matrix", matrix).T, out=piece)
+                multiply_into(piece, rows, buffers.widen("matrix", matrix).T)
             if keep and not in_place:
                 for piece, into in zip(here, kept, strict=True):
                     into.copy_(piece)
             inner = activate_into(buffers.rows("inner", chunk.size, block.width), block.parts(here), activation)
-            _multiply_into(answers, inner, buffers.widen("matrix", block.pieces(down, 1)[0]).T, first=block.start == 0)
+            matrix = buffers.widen("matrix", block.pieces(down, 1)[0])
+            multiply_into(answers, inner, matrix.T, add=block.start > chunk.units.start)
         y.add(chunk, answers, tokens, weight[chunk.rows])
 
     plan.run(step, work)
@@ -138,14 +140,14 @@ def grouped_mlp_backward(
     """
     need_x, need_weights, need_gate_up, need_down = wanted
     work, slots = working_dtype(x.dtype, x.device), weights.shape[1]
-    plan = Plan(load.tolist(), 2 * _numbers_a_row(w_gate_up, w_down), x.device)
+    plan = Plan(load.tolist(), 2 * _numbers_a_row(w_gate_up, w_down), x.device, w_down.shape[2])
     order = order[: sum(plan.load)]
     token, weight = order // max(slots, 1), _weight_of_rows(weights, order).to(work)
     dw_gate_up = StackedGradient(w_gate_up, plan) if need_gate_up else None
     dw_down = StackedGradient(w_down, plan) if need_down else None
     dx = TokenSum(len(x), x.shape[1], work, work, plan) if need_x else None
     blocks, again = _blocks_of(activation, w_down, work), need_weights or need_down
-    share = torch.zeros(len(order), dtype=torch.promote_types(work, weights.dtype), device=x.device)
+    share = torch.zeros(2, len(order), dtype=torch.promote_types(work, weights.dtype), device=x.device)
 
     def step(buffers: Buffers, chunk: Chunk) -> None:
         expert, tokens, scale = chunk.expert, token[chunk.rows], weight[chunk.rows]
@@ -153,7 +155,7 @@ def grouped_mlp_backward(
         danswers = buffers.gather("danswers", dy, tokens)  # before the routing weight
         rows = buffers.gather("rows", x, tokens) if need_gate_up else None
         drows = dx.place(chunk) if need_x else None
-        for block in blocks(chunk.size):
+        for block in blocks(chunk):
             here = block.pieces(hidden[chunk.rows], 1)
             here = [buffers.widen(f"hidden {number}", piece) for number, piece in enumerate(here)]
             dhere = block.pieces_of_buffer(buffers.rows("dhidden", chunk.size, block.kinds * block.width))
@@ -163,10 +165,10 @@ def grouped_mlp_backward(
                 activate_into(inner, parts, activation, of_gate if activation in GATED else None)
             if need_x or need_weights or need_gate_up:
                 dinner = buffers.rows("dinner", chunk.size, block.width)
-                torch.mm(danswers, buffers.widen("matrix", block.pieces(down, 1)[0]), out=dinner)
+                multiply_into(dinner, danswers, buffers.widen("matrix", block.pieces(down, 1)[0]))
             if need_weights:
                 product = torch.mul(dinner, inner, out=dparts[0])  # where nothing is yet
-                share[chunk.rows].add_(product.sum(dim=1, dtype=share.dtype))
+                share[chunk.part, chunk.rows].add_(product.sum(dim=1, dtype=share.dtype))
             if need_down:
                 into = block.pieces(dw_down.whole[expert], 1)[0]
                 dw_down.add(chunk, danswers, inner.mul_(scale), into, buffers)
@@ -177,12 +179,13 @@ def grouped_mlp_backward(
                     dw_gate_up.add(chunk, dpiece, rows, into, buffers)
             if need_x:
                 for number, (dpiece, matrix) in enumerate(zip(dhere, block.pieces(gate_up, 0), strict=True)):
-                    _multiply_into(drows, dpiece, buffers.widen("matrix", matrix), first=block.start == number == 0)
+                    later = number > 0 or block.start > chunk.units.start
+                    multiply_into(drows, dpiece, buffers.widen("matrix", matrix), add=later)
         if need_x:
             dx.add(chunk, drows, tokens)
 
     plan.run(step, work)
-    dweights = torch.zeros_like(weights.reshape(-1)).index_copy_(0, order, share.to(weights.dtype)).view(weights.shape)
+    dweights = torch.zeros_like(weights.reshape(-1)).index_copy_(0, order, share.sum(0).to(weights.dtype)).view(weights.shape)
     return (
         dx.total.to(x.dtype) if need_x else x.new_empty(0),
         dweights if need_weights else x.new_empty(0),
@@ -191,24 +194,16 @@ def grouped_mlp_backward(
     )
 
 
-def _blocks_of(activation: str, w_down: Tensor, work: torch.dtype) -> Callable[[int], list[Block]]:
-    """The blocks of hidden units for chunks of so many rows; matrices are widened block by block, if at all."""
+def _blocks_of(activation: str, w_down: Tensor, work: torch.dtype) -> Callable[[Chunk], list[Block]]:
+    """The blocks of hidden units for a chunk; matrices are widened block by block, if at all."""
     _, d_model, d_expert = w_down.shape
-    columns = d_model if work != w_down.dtype else 0
-    return lambda rows: hidden_blocks(d_expert, 1 + (activation in GATED), rows, columns, work, w_down.device)
+    kinds, columns = 1 + (activation in GATED), d_model if work != w_down.dtype else 0
+    return lambda chunk: hidden_blocks(chunk, d_expert, kinds, columns, work, w_down.device)
 
 
 def _weight_of_rows(weights: Tensor, order: Tensor) -> Tensor:
     """(rows, 1). By one core: after indexing by all, the others would look out for more while experts begin there."""
     return weights.reshape(-1).index_select(0, order)[:, None]
-
-
-def _multiply_into(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    """Add left @ right to the total; or, for the first, write it there."""
-    if first:
-        torch.mm(left, right, out=total)
-    else:
-        total.addmm_(left, right)
 
 
 def _numbers_a_row(w_gate_up: Tensor, w_down: Tensor) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moe_lab.operators.chunks import Buffers, Chunk, Plan
 from moe_lab.operators.pages import empty_in_large_pages
+from moe_lab.operators.products import multiply_into
 
 
 class TokenSum:
@@ -116,12 +117,7 @@ class StackedGradient:
             total = self._totals[key] = torch.empty_like(part, dtype=torch.float32)
         else:
             total = self._totals[key]
-        if total.dtype != left.dtype:
-            total.copy_(left.T @ right) if chunk.first else total.add_(left.T @ right)
-        elif chunk.first:
-            torch.mm(left.T, right, out=total)
-        else:
-            total.addmm_(left.T, right)
+        multiply_into(total, left.T, right, add=not chunk.first)
         if chunk.last and total is not part:
             part.copy_(total)
             self._totals.pop(key, None)
