@@ -16,8 +16,11 @@ from torch import Tensor
 
 from moe_lab.operators.workers import run_side_by_side, side_by_side
 
+HALVES = (torch.bfloat16, torch.float16)
 CHUNK_ROWS = 1024
 """Most rows of an expert at a time on a CPU: each product packs the expert's matrix anew, so large ones are best."""
+HALF_CHUNK_ROWS = 320
+"""The same forward, where the processor multiplies half precision: packing takes less, what is between them more."""
 BLOCK_NUMBERS = 2**17
 """About how many numbers a block's buffer has: half a megabyte of float32."""
 BLOCK_UNITS = 64
@@ -36,7 +39,7 @@ def working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
         >>> working_dtype(torch.float32, torch.device("cpu"))
         torch.float32
     """
-    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+    if device.type != "cpu" or dtype not in HALVES:
         return dtype
     return dtype if _has_instructions(dtype) else torch.float32
 
@@ -71,6 +74,11 @@ class Chunk:
         return self.rows.stop - self.rows.start
 
     @property
+    def width(self) -> int:
+        """How many hidden units."""
+        return self.units.stop - self.units.start
+
+    @property
     def alone(self) -> bool:
         """Whether these are all rows of the expert."""
         return self.first and self.last
@@ -79,36 +87,47 @@ class Chunk:
 class Plan:
     """All chunks of all experts that have rows, those with most rows first, and whether experts run side by side.
 
-    An expert's chunks come one after the other; on a GPU it takes all its rows at once. On a CPU the last two experts,
-    if they are large beside the rest, are taken half by half: all hidden units of one half, then those of the other.
-    So cores that did not begin or work alike end more alike. ``numbers_a_row`` is the multiply-adds of a row. The order
-    depends on the load alone, so sums are the same with any number of cores.
+    Chunks of ``most`` rows on a CPU, all an expert has on a GPU. They are ``apart`` if two cores may have chunks of one
+    expert; else it has them one after the other. The last two experts, if large beside the rest, are taken half by
+    half: all hidden units of one half, then those of the other. So cores that did not begin or work alike end more
+    alike. ``numbers_a_row`` is the multiply-adds of a row. The order depends on the load alone, so sums are the same
+    with any number of cores.
 
     Example:
         >>> plan = Plan([2, 0, 1030], 1, torch.device("cpu"), d_expert=128)
         >>> for chunk in plan.chunks:
         ...     print(chunk.expert, chunk.rows, chunk.units, chunk.first, chunk.last)
-        2 slice(2, 1026, None) slice(0, 64, None) True False
-        2 slice(1026, 1032, None) slice(0, 64, None) False True
-        2 slice(2, 1026, None) slice(64, 128, None) True False
-        2 slice(1026, 1032, None) slice(64, 128, None) False True
+        2 slice(2, 517, None) slice(0, 64, None) True False
+        2 slice(517, 1032, None) slice(0, 64, None) False True
+        2 slice(2, 517, None) slice(64, 128, None) True False
+        2 slice(517, 1032, None) slice(64, 128, None) False True
         0 slice(0, 2, None) slice(0, 128, None) True True
     """
 
-    def __init__(self, load: list[int], numbers_a_row: int, device: torch.device, d_expert: int = 1):
-        self.load, self.device = load, device
+    def __init__(
+        self,
+        load: list[int],
+        numbers_a_row: int,
+        device: torch.device,
+        d_expert: int = 1,
+        most: int = CHUNK_ROWS,
+        apart: bool = False,
+    ):
+        self.load, self.device, self.apart = load, device, apart
         self.side_by_side = side_by_side(load, numbers_a_row, device)
         self.failed, self.changed = False, threading.Condition()
-        most = CHUNK_ROWS if device.type == "cpu" else max([1, *load])
+        most = most if device.type == "cpu" else max([1, *load])
         experts = [expert for expert in sorted(range(len(load)), key=load.__getitem__, reverse=True) if load[expert]]
         ends, whole, halves = list(accumulate(load)), [slice(0, d_expert)], _halves(d_expert)
         self.chunks: list[Chunk] = []
         for number, expert in enumerate(experts):
             split = device.type == "cpu" and number >= len(experts) - 2 and load[expert] * LARGE >= sum(load)
+            split = split and not (apart and load[expert] > most)
             end, start = ends[expert], ends[expert] - load[expert]
+            size = -(-load[expert] // -(-load[expert] // most))  # all chunks alike
             for part, units in enumerate(halves if split else whole):
-                for at in range(start, end, most):
-                    rows = slice(at, min(at + most, end))
+                for at in range(start, end, size):
+                    rows = slice(at, min(at + size, end))
                     first, last = at == start, rows.stop == end
                     self.chunks.append(Chunk(expert, rows, units, part, first, last, turn=len(self.chunks)))
 
@@ -137,9 +156,9 @@ class Plan:
                 self.fail()
                 raise
 
-        tasks: dict[tuple[int, int], list[Chunk]] = {}
+        tasks: dict[tuple[int, int, int], list[Chunk]] = {}
         for chunk in self.chunks:
-            tasks.setdefault((chunk.expert, chunk.part), []).append(chunk)
+            tasks.setdefault((chunk.expert, chunk.part, chunk.turn if self.apart else 0), []).append(chunk)
         run_side_by_side([partial(work, chunks) for chunks in tasks.values()], lambda: self.make_buffers(dtype))
 
     def fail(self) -> None:
@@ -183,28 +202,31 @@ class Block:
         return pieces[0].chunk(self.kinds, 1) if len(pieces) == 1 else pieces
 
 
-def hidden_blocks(
-    chunk: Chunk, d_expert: int, kinds: int, columns: int, dtype: torch.dtype, device: torch.device
-) -> list[Block]:
+def hidden_blocks(chunk: Chunk, d_expert: int, kinds: int, columns: int) -> list[Block]:
     """A chunk's hidden units, in blocks so small that buffers of (rows, units) stay in a core's cache.
 
-    And those of (units, columns), too, where matrices are widened block by block; else ``columns`` is 0. Answers add up
-    from block to block, so in a half precision there is one block alone, and on a GPU as well.
+    And those of (units, columns), too, where matrices are widened block by block; else ``columns`` is 0.
 
     Example:
-        >>> cpu = torch.device("cpu")
-        >>> _, chunk = Plan([512], 1, cpu, d_expert=1024).chunks
-        >>> [block.start for block in hidden_blocks(chunk, 1024, 2, 0, torch.float32, cpu)]
+        >>> _, chunk = Plan([512], 1, torch.device("cpu"), d_expert=1024).chunks
+        >>> [block.start for block in hidden_blocks(chunk, 1024, 2, 0)]
         [512, 768]
-        >>> [block.start for block in hidden_blocks(chunk, 1024, 2, 0, torch.bfloat16, cpu)]
-        [512]
     """
-    blocked = device.type == "cpu" and dtype in (torch.float32, torch.float64)
+    count = max(1, round(chunk.width * max(chunk.size, columns) / BLOCK_NUMBERS))
+    units = -(-chunk.width // count)
+    return one_block(chunk, d_expert, kinds, units if count == 1 else -(-units // BLOCK_UNITS) * BLOCK_UNITS)
+
+
+def one_block(chunk: Chunk, d_expert: int, kinds: int, units: int | None = None) -> list[Block]:
+    """All hidden units of a chunk in one block; or, with ``units``, in blocks of so many.
+
+    Example:
+        >>> chunk = Plan([512], 1, torch.device("cpu"), d_expert=8).chunks[0]
+        >>> one_block(chunk, 8, 2)
+        [Block(start=0, stop=8, d_expert=8, kinds=2)]
+    """
     first, last = chunk.units.start, chunk.units.stop
-    count = max(1, round((last - first) * max(chunk.size, columns) / BLOCK_NUMBERS)) if blocked else 1
-    units = max(1, -(-(last - first) // count))
-    if count > 1:
-        units = -(-units // BLOCK_UNITS) * BLOCK_UNITS
+    units = max(1, units or last - first)
     return [Block(at, min(at + units, last), d_expert, kinds) for at in range(first, max(last, first + 1), units)]
 
 
@@ -236,9 +258,9 @@ class Buffers:
             made = self._made[name] = torch.empty(numbers, dtype=self.dtype, device=self.device)
         return made.as_strided((count, columns), (columns, 1))
 
-    def gather(self, name: str, source: Tensor, index: Tensor) -> Tensor:
-        """Copy the rows of ``source`` that ``index`` names."""
-        rows = self.rows(name, index.shape[0], source.shape[1])
+    def gather(self, name: str, source: Tensor, index: Tensor, into: Tensor | None = None) -> Tensor:
+        """Copy the rows of ``source`` that ``index`` names, to a buffer of that name or ``into`` what is given."""
+        rows = self.rows(name, index.shape[0], source.shape[1]) if into is None else into
         if source.dtype == self.dtype:
             return torch.index_select(source, 0, index, out=rows)
         return rows.copy_(source.index_select(0, index))

@@ -22,7 +22,18 @@ import torch
 from torch import Tensor
 
 from moe_lab.activations import GATED, activate_backward, activate_into
-from moe_lab.operators.chunks import Block, Buffers, Chunk, Plan, hidden_blocks, working_dtype
+from moe_lab.operators.chunks import (
+    CHUNK_ROWS,
+    HALF_CHUNK_ROWS,
+    HALVES,
+    Block,
+    Buffers,
+    Chunk,
+    Plan,
+    hidden_blocks,
+    one_block,
+    working_dtype,
+)
 from moe_lab.operators.guards import refuse_second_derivative
 from moe_lab.operators.pages import empty_in_large_pages
 from moe_lab.operators.products import multiply_into
@@ -53,8 +64,11 @@ def sort_rows(routing: Routing) -> tuple[Tensor, Tensor]:
         >>> sort_rows(routing)
         (tensor([1, 0, 2]), tensor([1, 2]))
     """
-    load = routing.load
-    order = routing.experts.reshape(-1).argsort(stable=True)
+    load, experts = routing.load, routing.experts.reshape(-1)
+    if experts.device.type == "cpu" and routing.num_experts <= 2**15:  # NumPy sorts short integers digit by digit
+        order = torch.from_numpy(experts.to(torch.int16).numpy().argsort(kind="stable"))
+    else:
+        order = experts.argsort(stable=True)
     return order[order.numel() - int(load.sum()) :], load  # empty slots are -1, so they sort to the front
 
 
@@ -93,13 +107,16 @@ def grouped_mlp(
     order[:count] = in_order
     token, weight = in_order // max(routing.slots, 1), _weight_of_rows(weights, in_order)
     hidden = empty_in_large_pages(len(order) if keep else 0, w_gate_up.shape[1], dtype=x.dtype, device=x.device)
-    plan = Plan(load.tolist(), _numbers_a_row(w_gate_up, w_down), x.device, w_down.shape[2])
+    most = HALF_CHUNK_ROWS if work in HALVES else CHUNK_ROWS
+    plan = Plan(load.tolist(), _numbers_a_row(w_gate_up, w_down), x.device, w_down.shape[2], most, apart=True)
     y = TokenSum(len(x), x.shape[1], work, weights.dtype, plan)
-    blocks, in_place = _blocks_of(activation, w_down, work), keep and work == x.dtype
+    blocks, in_place = _blocks_of(activation, w_down, work, forward=True), keep and work == x.dtype
 
     def step(buffers: Buffers, chunk: Chunk) -> None:
         gate_up, down, tokens = w_gate_up[chunk.expert], w_down[chunk.expert], token[chunk.rows]
-        answers, rows = y.place(chunk), buffers.gather("rows", x, tokens)
+        answers = y.place(chunk)
+        rows = buffers.gather("rows", x, tokens, into=answers if work in HALVES else None)  # then they come last
+        inner, done = None, chunk.units.start
         for block in blocks(chunk):
             kept = block.pieces(hidden[chunk.rows], 1) if keep else []
             here = kept
@@ -110,15 +127,21 @@ def grouped_mlp(
             if keep and not in_place:
                 for piece, into in zip(here, kept, strict=True):
                     into.copy_(piece)
-            inner = activate_into(buffers.rows("inner", chunk.size, block.width), block.parts(here), activation)
-            matrix = buffers.widen("matrix", block.pieces(down, 1)[0])
-            multiply_into(answers, inner, matrix.T, add=block.start > chunk.units.start)
+            if inner is None:
+                inner = buffers.rows("inner", chunk.size, chunk.width if work in HALVES else block.width)
+            at = block.start - done
+            activate_into(inner[:, at : at + block.width], block.parts(here), activation)
+            if work in HALVES and block.stop < chunk.units.stop:
+                continue  # answers would be rounded block by block
+            matrix = buffers.widen("matrix", down[:, done : block.stop])
+            multiply_into(answers, inner[:, : block.stop - done], matrix.T, add=done > chunk.units.start)
+            done = block.stop
         y.add(chunk, answers, tokens, weight[chunk.rows])
 
     plan.run(step, work)
     if keep:
         hidden[count:] = 0
-    return y.total.to(x.dtype), hidden, order, load.clone()  # the load itself is a part of a longer tensor
+    return y.rounded(x.dtype, by_one_core=keep), hidden, order, load.clone()  # the load itself is a part of a longer tensor
 
 
 def grouped_mlp_backward(
@@ -146,7 +169,7 @@ def grouped_mlp_backward(
     dw_gate_up = StackedGradient(w_gate_up, plan) if need_gate_up else None
     dw_down = StackedGradient(w_down, plan) if need_down else None
     dx = TokenSum(len(x), x.shape[1], work, work, plan) if need_x else None
-    blocks, again = _blocks_of(activation, w_down, work), need_weights or need_down
+    blocks, again = _blocks_of(activation, w_down, work, forward=False), need_weights or need_down
     share = torch.zeros(2, len(order), dtype=torch.promote_types(work, weights.dtype), device=x.device)
 
     def step(buffers: Buffers, chunk: Chunk) -> None:
@@ -187,18 +210,23 @@ def grouped_mlp_backward(
     plan.run(step, work)
     dweights = torch.zeros_like(weights.reshape(-1)).index_copy_(0, order, share.sum(0).to(weights.dtype)).view(weights.shape)
     return (
-        dx.total.to(x.dtype) if need_x else x.new_empty(0),
+        dx.rounded(x.dtype) if need_x else x.new_empty(0),
         dweights if need_weights else x.new_empty(0),
         dw_gate_up.whole if need_gate_up else x.new_empty(0),
         dw_down.whole if need_down else x.new_empty(0),
     )
 
 
-def _blocks_of(activation: str, w_down: Tensor, work: torch.dtype) -> Callable[[Chunk], list[Block]]:
-    """The blocks of hidden units for a chunk; matrices are widened block by block, if at all."""
+def _blocks_of(activation: str, w_down: Tensor, work: torch.dtype, forward: bool) -> Callable[[Chunk], list[Block]]:
+    """The blocks of hidden units for a chunk on a CPU; matrices are widened block by block, if at all.
+
+    In half precision sums of the way back would be rounded from block to block, so there is one block alone.
+    """
     _, d_model, d_expert = w_down.shape
     kinds, columns = 1 + (activation in GATED), d_model if work != w_down.dtype else 0
-    return lambda chunk: hidden_blocks(chunk, d_expert, kinds, columns, work, w_down.device)
+    if w_down.device.type != "cpu" or (work in HALVES and not forward):
+        return lambda chunk: one_block(chunk, d_expert, kinds)
+    return lambda chunk: hidden_blocks(chunk, d_expert, kinds, columns)
 
 
 def _weight_of_rows(weights: Tensor, order: Tensor) -> Tensor:

@@ -12,6 +12,10 @@ from moe_lab.operators.pages import empty_in_large_pages
 from moe_lab.operators.products import multiply_into
 
 
+ONE_CORE = 2**15
+"""PyTorch gives so many numbers to one core."""
+
+
 class TokenSum:
     """y[t] = the sum of all rows that chunks bring for token t, each times its weight.
 
@@ -28,6 +32,8 @@ class TokenSum:
         >>> tokens.add(plan.chunks[0], rows, torch.tensor([2, 0]), torch.tensor([[0.5], [1.0]]))
         >>> tokens.total.flatten()
         tensor([6., 0., 2.])
+        >>> tokens.rounded(torch.bfloat16).flatten()
+        tensor([6., 0., 2.], dtype=torch.bfloat16)
     """
 
     def __init__(self, tokens: int, columns: int, dtype: torch.dtype, weights: torch.dtype, plan: Plan):
@@ -72,10 +78,19 @@ class TokenSum:
     def _take(self, rows: Tensor, token: Tensor, weight: Tensor | None) -> None:
         if self._turn == 0:  # by one core: after work that all share, the others look out for more for a while
             self.total.zero_()
-        if rows.dtype != self.total.dtype:
-            rows = rows.to(self.total.dtype)
+        rows = rows.to(self.total.dtype)
         self.total.index_add_(0, token, rows if weight is None else rows.mul_(weight))
         self._turn += 1
+
+    def rounded(self, dtype: torch.dtype, by_one_core: bool = False) -> Float[Tensor, "tokens columns"]:
+        """The sum in another dtype. After work by one core no other looks out for more of it where experts may begin."""
+        if self.total.dtype == dtype or not by_one_core:
+            return self.total.to(dtype)
+        result = torch.empty_like(self.total, dtype=dtype)
+        rows = max(1, ONE_CORE // max(1, result.shape[1]))
+        for at in range(0, len(result), rows):
+            result[at : at + rows].copy_(self.total[at : at + rows])
+        return result
 
 
 class StackedGradient:
