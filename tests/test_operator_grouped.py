@@ -144,10 +144,11 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 1e-2, to
 
 @pytest.mark.parametrize("instructions", [True, False], ids=["in its dtype", "widened"])
 @pytest.mark.parametrize(("chunk_rows", "units"), [(1, 12), (5, 12), (5, 5), (1024, 12), (1024, 4)])
+@pytest.mark.parametrize("large", [1, 97], ids=["whole", "the last two in halves"])
 @pytest.mark.parametrize("activation", ["swiglu", "relu"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_the_same_in_chunks_and_blocks_of_any_size_and_in_either_dtype(
-    dtype, activation, chunk_rows, units, instructions, monkeypatch
+    dtype, activation, large, chunk_rows, units, instructions, monkeypatch
 ):
     """97 rows in float64 are the judge; an expert has 40 of them, another none. 5 does not divide 12 hidden units."""
     monkeypatch.setattr(chunks, "_has_instructions", lambda _: instructions)
@@ -163,9 +164,10 @@ def test_the_same_in_chunks_and_blocks_of_any_size_and_in_either_dtype(
         return y, *grouped_mlp_backward(dy, arguments[0], *kept, *arguments[2:-1], [True] * 4)
 
     want = outcome(exact, dy.to(dtype).double())
-    monkeypatch.setattr(chunks, "CHUNK_ROWS", chunk_rows)
-    monkeypatch.setattr(chunks, "BLOCK_UNITS", units)
-    monkeypatch.setattr(chunks, "BLOCK_NUMBERS", 1)
+    for name, value in dict(
+        CHUNK_ROWS=chunk_rows, HALF_CHUNK_ROWS=chunk_rows, BLOCK_UNITS=units, BLOCK_NUMBERS=1, LARGE=large
+    ).items():
+        monkeypatch.setattr(chunks, name, value)
     for ours, right in zip(outcome(given, dy.to(dtype)), want, strict=True):
         assert float((ours.double() - right).norm() / right.norm()) < TOLERANCE[dtype]
 

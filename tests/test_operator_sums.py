@@ -78,6 +78,47 @@ def test_the_order_does_not_depend_on_the_number_of_cores(two_cores, monkeypatch
     assert torch.equal(summed(alone, *given), on_two)
 
 
+def taken(plan):
+    """Expert, rows and hidden units of each chunk, in order."""
+    return [(one.expert, one.rows.start, one.rows.stop, one.units.start, one.units.stop) for one in plan.chunks]
+
+
+def test_the_last_two_experts_are_taken_half_by_half_if_they_are_large(monkeypatch):
+    whole = taken(Plan([3, 4, 0, 5], 1, CPU))
+    assert whole == [(3, 7, 12, 0, 1), (1, 3, 7, 0, 1), (0, 0, 3, 0, 1)], "one hidden unit has no halves"
+    halves = [(1, 3, 7, 0, 64), (1, 3, 7, 64, 200), (0, 0, 3, 0, 64), (0, 0, 3, 64, 200)]
+    assert taken(Plan([3, 4, 0, 5], 1, CPU, d_expert=200)) == [(3, 7, 12, 0, 200), *halves]
+    assert len(taken(Plan([100, 100, 100, 9, 9], 1, CPU, d_expert=200))) == 5, "9 of 318 are few"
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 3)
+    rows = [(3, 7, 10, 0, 200), (3, 10, 12, 0, 200), (1, 3, 5, 0, 200), (1, 5, 7, 0, 200)]
+    apart = taken(Plan([3, 4, 0, 5], 1, CPU, d_expert=200, forward=torch.float32))
+    assert apart == [*rows, *halves[2:]], "what is in several chunks anyway"
+    back = taken(Plan([3, 4, 0, 5], 1, CPU, d_expert=200))
+    assert back[2:6] == [(1, 3, 5, 0, 64), (1, 5, 7, 0, 64), (1, 3, 5, 64, 200), (1, 5, 7, 64, 200)]
+
+
+def test_a_forward_pass_in_half_precision_takes_smaller_chunks_and_two_cores_share_an_expert(two_cores, monkeypatch):
+    monkeypatch.setattr(chunks, "HALF_CHUNK_ROWS", 4)
+    sizes = {dtype: [one.size for one in Plan([10], 1, CPU, forward=dtype).chunks] for dtype in (*chunks.HALVES, None)}
+    assert sizes == {torch.bfloat16: [4, 4, 2], torch.float16: [4, 4, 2], None: [10]}
+    tasks = []
+    monkeypatch.setattr(chunks, "run_side_by_side", lambda given, _: tasks.append(len(given)))
+    for dtype in (torch.bfloat16, None):
+        plan = Plan([8, 8, 8, 8], 1, CPU, d_expert=128, forward=dtype)
+        assert plan.side_by_side
+        plan.run(lambda *_: None, torch.bfloat16)
+    assert tasks == [8, 6], "8 chunks; two experts and four halves"
+
+
+def test_a_sum_is_rounded_the_same_by_one_core_and_by_all():
+    total = TokenSum(700, 100, torch.bfloat16, torch.float32, Plan([], 1, CPU))
+    total.total.normal_()
+    want = total.total.to(torch.bfloat16)
+    assert torch.equal(total.rounded(torch.bfloat16), want)
+    assert torch.equal(total.rounded(torch.bfloat16, by_one_core=True), want)
+    assert total.rounded(torch.float32) is total.total
+
+
 @pytest.mark.parametrize("failing", [0, 2, 5])
 def test_an_error_reaches_the_caller_and_nobody_waits_for_its_turn(failing, two_cores):
     plan = Plan([4] * 12, 1, CPU)

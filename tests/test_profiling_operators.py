@@ -8,6 +8,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
 from moe_lab import flop_counter
+from moe_lab.operators.products import multiply_by_onednn
 from moe_lab.profiling import CATEGORIES, category_of
 from moe_lab.profiling.counting import count_operator
 from moe_lab.profiling.operators import cpu_events, gpu_events
@@ -112,6 +113,12 @@ def test_products_are_counted_as_the_flop_counter_counts_them(name, function, mo
 )
 def test_bytes_of_what_is_no_product(name, function, moved):
     assert count_operator(name, *profiled(function, name)) == (None, moved)
+
+
+def test_products_by_onednn_are_counted_as_any_other():
+    left, right = draw(3, 4), draw(4, 5)
+    shapes, dtypes = profiled(lambda: multiply_by_onednn(left, right), "mkldnn::_linear_pointwise")
+    assert count_operator("mkldnn::_linear_pointwise", shapes, dtypes) == (2 * 3 * 4 * 5, 4 * (12 + 20 + 15))
 
 
 def test_grouped_products_count_all_rows():

@@ -55,6 +55,16 @@ def test_functions_take_turns_and_each_begins_a_round():
     assert list(timings) == ["a", "b", "c"]
 
 
+def test_before_each_timed_call_there_is_a_rest_that_does_not_count(clock, monkeypatch):
+    rests = []
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: rests.append(seconds))
+    functions = {"a": takes(clock, [1.0] * 4), "b": takes(clock, [2.0] * 4)}
+    timings = time_interleaved(functions, repeats=3, warmup=1, rest_s=0.5)
+    assert rests == [0.5] * 6 and spread(timings["b"]) == pytest.approx((2.0, 2.0, 2.0))
+    with pytest.raises(ValueError, match=r"rest_s must be"):
+        time_interleaved(functions, rest_s=-1)
+
+
 def test_no_warmup_and_one_repeat(clock):
     timing = time_interleaved({"once": takes(clock, [7.0])}, repeats=1, warmup=0)["once"]
     assert spread(timing) == pytest.approx((7.0, 7.0, 7.0))

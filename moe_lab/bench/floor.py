@@ -11,13 +11,17 @@ from torch import Tensor
 
 from moe_lab.inputs import LayerInputs
 from moe_lab.operators.grouped import sort_rows
+from moe_lab.operators.products import multiply_by_onednn
 
 
 class Floor:
-    """The products of one layer, in the dtype of its inputs or, with ``dtype``, in another."""
+    """The products of one layer, in the dtype of its inputs or, with ``dtype``, in another.
 
-    def __init__(self, inputs: LayerInputs, dtype: torch.dtype | None = None):
-        dtype = dtype or inputs.x.dtype
+    By ``torch.mm``; or by oneDNN, each into new memory, which for products of this size waits to be taken again.
+    """
+
+    def __init__(self, inputs: LayerInputs, dtype: torch.dtype | None = None, by_onednn: bool = False):
+        dtype, self.by_onednn = dtype or inputs.x.dtype, by_onednn
         order, load = sort_rows(inputs.routing)
         token = order // inputs.routing.slots
         self.load = load.tolist()
@@ -36,17 +40,17 @@ class Floor:
     def forward(self) -> None:
         """Two products an expert that has rows."""
         for expert, rows in self._blocks():
-            torch.mm(self.rows[rows], self.w_gate_up[expert].T, out=self.hidden[rows])
-            torch.mm(self.inner[rows], self.w_down[expert].T, out=self.answers[rows])
+            self._multiply(self.rows[rows], self.w_gate_up[expert].T, out=self.hidden[rows])
+            self._multiply(self.inner[rows], self.w_down[expert].T, out=self.answers[rows])
 
     def forward_backward(self) -> None:
         """Four more, two of them for the gradients of the matrices."""
         self.forward()
         for expert, rows in self._blocks():
-            torch.mm(self.danswers[rows], self.w_down[expert], out=self.dinner[rows])
-            torch.mm(self.danswers[rows].T, self.inner[rows], out=self.dw_down[expert])
-            torch.mm(self.dhidden[rows].T, self.rows[rows], out=self.dw_gate_up[expert])
-            torch.mm(self.dhidden[rows], self.w_gate_up[expert], out=self.drows[rows])
+            self._multiply(self.danswers[rows], self.w_down[expert], out=self.dinner[rows])
+            self._multiply(self.danswers[rows].T, self.inner[rows], out=self.dw_down[expert])
+            self._multiply(self.dhidden[rows].T, self.rows[rows], out=self.dw_gate_up[expert])
+            self._multiply(self.dhidden[rows], self.w_gate_up[expert], out=self.drows[rows])
 
     def error(self) -> float:
         """The relative error of all six products of the busiest expert against float64."""
@@ -62,11 +66,19 @@ class Floor:
             (self.dw_gate_up[busiest], self.dhidden[rows].T, self.rows[rows]),
             (self.drows[rows], self.dhidden[rows], gate_up),
         ]
+        if self.by_onednn:  # it left nothing behind
+            pairs = [(multiply_by_onednn(left, right), left, right) for _, left, right in pairs]
         return max(_error(found, left.double() @ right.double()) for found, left, right in pairs)
 
     def call(self, direction: str) -> Callable[[], None]:
         """The function to time."""
         return self.forward if direction == "forward" else self.forward_backward
+
+    def _multiply(self, left: Tensor, right: Tensor, out: Tensor) -> None:
+        if self.by_onednn:
+            multiply_by_onednn(left, right)
+        else:
+            torch.mm(left, right, out=out)
 
     def _blocks(self) -> list[tuple[int, slice]]:
         blocks, start = [], 0

@@ -12,11 +12,15 @@ from moe_lab.bench.inputs import copies_for_cold_caches, draw_inputs, take_turns
 from moe_lab.bench.peers import PEERS, TOLERANCES, Peer, Prepared, reference_of, refusal, verify
 from moe_lab.bench.rows import Measured, as_percentiles
 from moe_lab.inputs import LayerInputs
+from moe_lab.operators.products import onednn_is_faster
 from moe_lab.profiling import Timing, time_interleaved
 from moe_lab.profiling.memory import measure_peak_bytes
 from moe_lab.roofline import LayerShape, expert_cost
 
 FLOOR, WIDE_FLOOR = "matrix products alone", "matrix products alone, float32"
+ONEDNN_FLOOR = "matrix products alone, oneDNN"
+REST_S = 0.01
+"""On a CPU threads look out for more work of the call before for so long (some 3 ms), on cores that the next needs."""
 SLOW_S = 3.0
 """A call that takes longer is timed once, apart from the others: it is far from them anyway."""
 
@@ -88,11 +92,10 @@ def time_layer(layer: Layer, seconds: float) -> list[Measured]:
         if call:
             calls[name] = call
     if layer.floor:
-        for name, dtype in _floor_dtypes(layer.dtype).items():
-            floors = [Floor(one, dtype) for one in copies]
-            rows[name] = layer.row(
-                name, error=floors[0].error(), tolerance=TOLERANCES[dtype], version=torch.__version__
-            )
+        for name, options in _floors(layer.dtype).items():
+            floors = [Floor(one, **options) for one in copies]
+            tolerance = TOLERANCES[floors[0].rows.dtype]
+            rows[name] = layer.row(name, error=floors[0].error(), tolerance=tolerance, version=torch.__version__)
             calls[name] = take_turns([floor.call(layer.direction) for floor in floors])
     cost = expert_cost(
         layer.shape,
@@ -101,7 +104,8 @@ def time_layer(layer: Layer, seconds: float) -> list[Measured]:
         dtype=layer.dtype_name,
         load=inputs.routing.load.cpu(),
     )
-    timings = _time(calls, max(1.0, seconds - (time.monotonic() - start)))
+    rest_s = REST_S if layer.device == "cpu" else 0.0
+    timings = _time(calls, max(1.0, seconds - (time.monotonic() - start)), rest_s)
     per_sample = CALLS if layer.mode == "graph" else 1
     return [
         replace(row, **as_percentiles(timings[name], per_sample), flops=int(cost.flops), bytes=int(cost.bytes))
@@ -164,13 +168,18 @@ def _call(layer: Layer, prepared: Prepared) -> Callable[[], object]:
     return forward
 
 
-def _floor_dtypes(dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The floor in the layer's own dtype; and in float32, which some processors multiply faster than bfloat16."""
-    return {FLOOR: dtype} if dtype == torch.float32 else {FLOOR: dtype, WIDE_FLOOR: torch.float32}
+def _floors(dtype: torch.dtype) -> dict[str, dict]:
+    """The floor in the layer's own dtype; and in float32, which some processors multiply faster than bfloat16.
+
+    In float32 by PyTorch's own choice of a library, as rivals have it; and by oneDNN, where our layers take that.
+    """
+    if dtype != torch.float32:
+        return {FLOOR: {}, WIDE_FLOOR: {"dtype": torch.float32}}
+    return {FLOOR: {}} | ({ONEDNN_FLOOR: {"by_onednn": True}} if onednn_is_faster() else {})
 
 
-def _time(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, Timing]:
+def _time(calls: dict[str, Callable[[], object]], seconds: float, rest_s: float) -> dict[str, Timing]:
     """In turns; what turns out to be slow was timed by that, so that the others get enough of the time."""
     first = {name: time_interleaved({name: call}, repeats=1, warmup=0)[name] for name, call in calls.items()}
     fast = {name: call for name, call in calls.items() if first[name].p50_ms < 1e3 * SLOW_S}
-    return first | (time_interleaved(fast, repeats=51, warmup=1, seconds=seconds) if fast else {})
+    return first | (time_interleaved(fast, repeats=51, warmup=1, seconds=seconds, rest_s=rest_s) if fast else {})

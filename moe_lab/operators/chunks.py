@@ -87,11 +87,11 @@ class Chunk:
 class Plan:
     """All chunks of all experts that have rows, those with most rows first, and whether experts run side by side.
 
-    Chunks of ``most`` rows on a CPU, all an expert has on a GPU. They are ``apart`` if two cores may have chunks of one
-    expert; else it has them one after the other. The last two experts, if large beside the rest, are taken half by
-    half: all hidden units of one half, then those of the other. So cores that did not begin or work alike end more
-    alike. ``numbers_a_row`` is the multiply-adds of a row. The order depends on the load alone, so sums are the same
-    with any number of cores.
+    On a GPU an expert takes all its rows at once. In a ``forward`` pass, in that dtype, two cores may have chunks of
+    one expert; on the way back they add to one gradient, so they come one after the other. The last two experts, if
+    large beside the rest, are taken half by half: all hidden units of one half, then those of the other. So cores that
+    did not begin or work alike end more alike. ``numbers_a_row`` is the multiply-adds of a row. The order depends on
+    the load alone, so sums are the same with any number of cores.
 
     Example:
         >>> plan = Plan([2, 0, 1030], 1, torch.device("cpu"), d_expert=128)
@@ -110,19 +110,19 @@ class Plan:
         numbers_a_row: int,
         device: torch.device,
         d_expert: int = 1,
-        most: int = CHUNK_ROWS,
-        apart: bool = False,
+        forward: torch.dtype | None = None,
     ):
-        self.load, self.device, self.apart = load, device, apart
+        self.load, self.device, self.apart = load, device, forward is not None
         self.side_by_side = side_by_side(load, numbers_a_row, device)
         self.failed, self.changed = False, threading.Condition()
+        most = HALF_CHUNK_ROWS if forward in HALVES else CHUNK_ROWS
         most = most if device.type == "cpu" else max([1, *load])
         experts = [expert for expert in sorted(range(len(load)), key=load.__getitem__, reverse=True) if load[expert]]
         ends, whole, halves = list(accumulate(load)), [slice(0, d_expert)], _halves(d_expert)
         self.chunks: list[Chunk] = []
         for number, expert in enumerate(experts):
             split = device.type == "cpu" and number >= len(experts) - 2 and load[expert] * LARGE >= sum(load)
-            split = split and not (apart and load[expert] > most)
+            split = split and not (self.apart and load[expert] > most)
             end, start = ends[expert], ends[expert] - load[expert]
             size = -(-load[expert] // -(-load[expert] // most))  # all chunks alike
             for part, units in enumerate(halves if split else whole):

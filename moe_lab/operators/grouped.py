@@ -23,8 +23,6 @@ from torch import Tensor
 
 from moe_lab.activations import GATED, activate_backward, activate_into
 from moe_lab.operators.chunks import (
-    CHUNK_ROWS,
-    HALF_CHUNK_ROWS,
     HALVES,
     Block,
     Buffers,
@@ -107,8 +105,7 @@ def grouped_mlp(
     order[:count] = in_order
     token, weight = in_order // max(routing.slots, 1), _weight_of_rows(weights, in_order)
     hidden = empty_in_large_pages(len(order) if keep else 0, w_gate_up.shape[1], dtype=x.dtype, device=x.device)
-    most = HALF_CHUNK_ROWS if work in HALVES else CHUNK_ROWS
-    plan = Plan(load.tolist(), _numbers_a_row(w_gate_up, w_down), x.device, w_down.shape[2], most, apart=True)
+    plan = Plan(load.tolist(), _numbers_a_row(w_gate_up, w_down), x.device, w_down.shape[2], forward=work)
     y = TokenSum(len(x), x.shape[1], work, weights.dtype, plan)
     blocks, in_place = _blocks_of(activation, w_down, work, forward=True), keep and work == x.dtype
 
@@ -141,7 +138,8 @@ def grouped_mlp(
     plan.run(step, work)
     if keep:
         hidden[count:] = 0
-    return y.rounded(x.dtype, by_one_core=keep), hidden, order, load.clone()  # the load itself is a part of a longer tensor
+    load = load.clone()  # it was a part of a longer tensor
+    return y.rounded(x.dtype, by_one_core=keep), hidden, order, load
 
 
 def grouped_mlp_backward(
@@ -208,7 +206,9 @@ def grouped_mlp_backward(
             dx.add(chunk, drows, tokens)
 
     plan.run(step, work)
-    dweights = torch.zeros_like(weights.reshape(-1)).index_copy_(0, order, share.sum(0).to(weights.dtype)).view(weights.shape)
+    dweights = (
+        torch.zeros_like(weights.reshape(-1)).index_copy_(0, order, share.sum(0).to(weights.dtype)).view(weights.shape)
+    )
     return (
         dx.rounded(x.dtype) if need_x else x.new_empty(0),
         dweights if need_weights else x.new_empty(0),

@@ -11,7 +11,6 @@ from moe_lab.operators.chunks import Buffers, Chunk, Plan
 from moe_lab.operators.pages import empty_in_large_pages
 from moe_lab.operators.products import multiply_into
 
-
 ONE_CORE = 2**15
 """PyTorch gives so many numbers to one core."""
 
@@ -83,7 +82,7 @@ class TokenSum:
         self._turn += 1
 
     def rounded(self, dtype: torch.dtype, by_one_core: bool = False) -> Float[Tensor, "tokens columns"]:
-        """The sum in another dtype. After work by one core no other looks out for more of it where experts may begin."""
+        """The sum in another dtype. After one core's work no other looks out for more of it where experts may begin."""
         if self.total.dtype == dtype or not by_one_core:
             return self.total.to(dtype)
         result = torch.empty_like(self.total, dtype=dtype)

@@ -51,6 +51,8 @@ def count_operator(name: str, shapes: Sequence[Sequence[int]], dtypes: Sequence[
     sizes = [shape for shape, _ in tensors]
     if name in PRODUCTS | ADDED_PRODUCTS and len(tensors) >= (PRODUCTS | ADDED_PRODUCTS)[name]:
         return _product(sizes[: (PRODUCTS | ADDED_PRODUCTS)[name]], tensors[0][1])
+    if name == "mkldnn::_linear_pointwise" and len(tensors) >= 2:  # left @ right.T
+        return _product([sizes[0], sizes[1][::-1]], tensors[0][1])
     if name == "aten::_grouped_mm" and len(tensors) >= 2:
         return grouped_mm_flops(*(torch.empty(size, device="meta") for size in sizes[:2])), None
     return None, _moved(name, tensors)

@@ -29,6 +29,7 @@ def time_interleaved(
     warmup: int = 2,
     threads: int | None = None,
     seconds: float | int | None = None,
+    rest_s: float | int = 0,
 ) -> dict[str, Timing]:
     """Time functions without arguments in turns, so that a slow moment of the machine meets all of them.
 
@@ -36,7 +37,8 @@ def time_interleaved(
     each round starts with another one. Percentiles are linear between the nearest calls. With ``seconds`` no round
     begins after so long, but for the first three. ``threads`` sets PyTorch's
     CPU threads meanwhile: 1 measures the work, where more also measure how the threads wait for each other on a shared
-    machine. On a GPU a call ends when the GPU has finished.
+    machine. On a GPU a call ends when the GPU has finished. Before each call there is a rest of ``rest_s``, in which
+    threads that look out for more work of the call before can go to sleep.
 
     Compare the results of the functions first: a wrong answer is always fast.
 
@@ -46,9 +48,10 @@ def time_interleaved(
         (['sum', 'max'], True)
 
     Raises TypeError for what cannot be called; ValueError for no functions, ``repeats`` or ``threads`` below 1 or a
-    ``warmup`` or ``seconds`` below 0.
+    ``warmup``, ``seconds`` or ``rest_s`` below 0.
     """
     _check(functions, repeats, warmup, threads)
+    check_number("rest_s", rest_s, at_least=0)
     if seconds is not None:
         check_number("seconds", seconds, at_least=0)
     samples: dict[str, list[float]] = {name: [] for name in functions}
@@ -63,6 +66,8 @@ def time_interleaved(
                 break
             first = turn % len(names)
             for name in names[first:] + names[:first]:
+                if rest_s:
+                    time.sleep(rest_s)
                 samples[name].append(_milliseconds(functions[name]))
     return {name: summarise(calls) for name, calls in samples.items()}
 
