@@ -6,7 +6,7 @@ import torch
 from moe_lab import expert_mlp
 from moe_lab.inputs import make_layer_inputs
 from moe_lab.operators import products
-from moe_lab.operators.products import has_onednn, multiply_by_onednn, multiply_into
+from moe_lab.operators.products import has_onednn, multiply_by_onednn, multiply_into, with_rows_behind
 
 LAYOUTS = {
     "dense": lambda rows, columns: torch.randn(rows, columns),
@@ -50,6 +50,18 @@ def test_a_product_in_every_layout(left, right, out, sizes, by_onednn):
     once = out.clone()
     multiply_into(out, left, right, add=True)
     assert torch.equal(out, once + once) and by_onednn == [sizes, sizes]
+
+
+def test_rows_are_rounded_up_by_what_lies_behind_and_nothing_of_it_is_seen(by_onednn, monkeypatch):
+    monkeypatch.setattr(products, "multiply_by_onednn", multiply_by_onednn)
+    memory, right = torch.full((30, 12), float("nan")), torch.randn(4, 3)
+    left = memory[2:7, 3:7].copy_(torch.randn(5, 4))
+    assert with_rows_behind(left).shape == (8, 4) and with_rows_behind(left).data_ptr() == left.data_ptr()
+    out = multiply_into(torch.empty(5, 3), left, right)
+    assert out.shape == (5, 3) and error(out, left, right) < 1e-6
+    for itself in (memory[:8, :4], memory[26:29, :4], memory.T[:5], memory[:1].expand(5, 12), memory[:0]):
+        assert with_rows_behind(itself) is itself, "eight already, none behind, columns apart, one row, none"
+    assert with_rows_behind(memory[22:29, 8:]).shape == (8, 4), "up to the last number"
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 3), (5, 0, 3), (5, 4, 0)], ids=str)

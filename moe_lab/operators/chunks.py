@@ -14,6 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from moe_lab.operators.products import EVEN_ROWS
 from moe_lab.operators.workers import run_side_by_side, side_by_side
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -252,7 +253,8 @@ class Buffers:
 
     def rows(self, name: str, count: int, columns: int) -> Tensor:
         """So many rows of the buffer of that name; what was in there is still in there."""
-        made, numbers = self._made.get(name), count * columns
+        behind = EVEN_ROWS - 1 if self.dtype == torch.float32 else 0  # see with_rows_behind
+        made, numbers = self._made.get(name), (count + behind) * columns
         if made is None or made.numel() < numbers:
             made = self._made[name] = None  # or there would be both for a moment
             made = self._made[name] = torch.empty(numbers, dtype=self.dtype, device=self.device)

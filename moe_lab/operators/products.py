@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+EVEN_ROWS = 8
+"""oneDNN keeps code for about a thousand shapes."""
 LEAST_NUMBERS = 2**24
 """Multiply-adds from which oneDNN is faster even where it has to make code first."""
 
@@ -52,7 +54,28 @@ def multiply_by_onednn(
     weight = right.T
     if not (weight.is_contiguous() or right.is_contiguous()):
         weight = weight.contiguous()  # a part of a matrix would take it a thousand times as long
-    return torch.ops.mkldnn._linear_pointwise(left, weight, None, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(with_rows_behind(left), weight, None, "none", [], "")[: len(left)]
+
+
+def with_rows_behind(left: Float[Tensor, "rows inner"]) -> Float[Tensor, "more_rows inner"]:
+    """The matrix, and what lies behind it in its memory, up to a multiple of `EVEN_ROWS` rows; itself, if none does.
+
+    Experts get other numbers of rows in every step. Rounded up, there are few shapes to make code for; the products of
+    whatever lies there are thrown away.
+
+    Example:
+        >>> memory = torch.arange(20.0).view(10, 2)
+        >>> with_rows_behind(memory[:5]).shape, with_rows_behind(memory[5:]).shape
+        (torch.Size([8, 2]), torch.Size([5, 2]))
+    """
+    rows, inner = left.shape
+    more = -(-rows // EVEN_ROWS) * EVEN_ROWS
+    if more == rows or left.stride(1) != 1 or left.stride(0) < inner:
+        return left
+    end = left.storage_offset() + (more - 1) * left.stride(0) + inner
+    if end * left.element_size() > left.untyped_storage().nbytes():
+        return left
+    return left.as_strided((more, inner), left.stride())
 
 
 def has_onednn() -> bool:
