@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_lab import expert_mlp
 from moe_lab.inputs import make_layer_inputs
@@ -117,6 +118,23 @@ def test_a_sum_is_rounded_the_same_by_one_core_and_by_all():
     assert torch.equal(total.rounded(torch.bfloat16), want)
     assert torch.equal(total.rounded(torch.bfloat16, by_one_core=True), want)
     assert total.rounded(torch.float32) is total.total
+    elsewhere = torch.device("meta")
+    total, calls = TokenSum(700, 100, torch.bfloat16, torch.float32, Plan([], 1, elsewhere)), []
+    with Watched(calls):
+        assert total.rounded(torch.bfloat16, by_one_core=True).dtype == torch.bfloat16
+    assert len(calls) == 1, "on a GPU each piece would be a launch"
+
+
+class Watched(TorchDispatchMode):
+    """Every operator that is called."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.calls.append(operator)
+        return operator(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("failing", [0, 2, 5])

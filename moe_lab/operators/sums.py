@@ -83,7 +83,7 @@ class TokenSum:
 
     def rounded(self, dtype: torch.dtype, by_one_core: bool = False) -> Float[Tensor, "tokens columns"]:
         """The sum in another dtype. After one core's work no other looks out for more of it where experts may begin."""
-        if self.total.dtype == dtype or not by_one_core:
+        if self.total.dtype == dtype or not by_one_core or self.total.device.type != "cpu":
             return self.total.to(dtype)
         result = torch.empty_like(self.total, dtype=dtype)
         rows = max(1, ONE_CORE // max(1, result.shape[1]))
