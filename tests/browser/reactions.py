@@ -59,3 +59,11 @@ def change_by_mouse(page, widget, name: str) -> str:
             if follows(page, widget, before, read):
                 return f"a click on {control.evaluate('node => node.outerHTML.slice(0, 80)')}"
     raise AssertionError(f"no click changes what this says: {said(widget)}")
+
+
+def show_tables(page, name="Show as table"):
+    """Check the box, and wait until the page has drawn itself anew, with more tables."""
+    shown = page.locator("table:visible")
+    before = shown.count()
+    page.get_by_role("checkbox", name=name).check()
+    shown.nth(before).wait_for()

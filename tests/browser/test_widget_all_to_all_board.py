@@ -12,6 +12,8 @@ from moe_lab.widgets.all_to_all_board import FITTED, fewest_nodes, fit, in_order
 from moe_lab.widgets.expert_roofline import say_time
 from moe_lab.widgets.trace_player import say_count
 
+from .reactions import show_tables
+
 pytestmark = pytest.mark.browser
 
 # the search for the lowest contrast that every other widget is held to
@@ -270,7 +272,7 @@ def test_the_pictures_are_pythons(page, mount):
 def test_numbers_as_tables(page, mount):
     widget = board(nodes=2, replicas=1)
     mount(widget)
-    page.get_by_label("Show as table").check()
+    show_tables(page)
     read = {}
     for name in ("Predicted times", "Ranks, predicted", "Predicted dispatch", "Experts"):
         rows = page.get_by_role("table", name=name).get_by_role("row").all_inner_texts()

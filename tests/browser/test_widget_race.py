@@ -11,6 +11,8 @@ from moe_lab.widgets import Race
 from moe_lab.widgets.expert_roofline import three_digits
 from moe_lab.widgets.race import compare, pick, rate_of, say_loss, say_race, say_span
 
+from .reactions import show_tables
+
 pytestmark = pytest.mark.browser
 
 # the search for the lowest contrast that every other widget is held to
@@ -259,7 +261,7 @@ def test_figures_are_pythons(page, mount):
 
 def test_curves_as_a_table(page, mount):
     mount(going())
-    page.get_by_label("Show as table").check()
+    show_tables(page)
     rows = page.get_by_role("table", name="Training loss, dense").get_by_role("row").all_inner_texts()
     assert rows[0].split("\t") == ["Step", "Seconds", "Loss"] and 10 <= len(rows) - 1 <= 15
     assert rows[-1].split("\t") == ["420", "42 s", "4.60"]

@@ -11,6 +11,8 @@ from moe_lab.types import Routing
 from moe_lab.widgets import WhoGoesWhere
 from moe_lab.widgets.who_goes_where import draw_orders
 
+from .reactions import show_tables
+
 pytestmark = pytest.mark.browser
 
 # the search for the lowest contrast that every other widget is held to
@@ -253,7 +255,7 @@ def test_layers_have_bits_and_idle_experts(page, mount):
 
 def test_the_text_as_a_table(page, mount):
     mount(made(length=16))
-    page.get_by_role("checkbox", name="Text as table").check()
+    show_tables(page, "Text as table")
     rows = page.get_by_role("table", name="Bytes of code").get_by_role("row").all_inner_texts()
     assert len(rows) == 17 and rows[1].split("\t") == ["0", "t", "letter", "4, 7", "4, 7"]
     assert not page.get_by_role("slider", name="Bytes of the text").is_visible()

@@ -28,6 +28,8 @@ from moe_lab.widgets.expert_roofline import say_rate, say_time, three_digits
 from moe_lab.widgets.memory_tracer import MemoryTracer
 from moe_lab.widgets.trace_player import say_ns
 
+from .reactions import show_tables
+
 pytestmark = pytest.mark.browser
 
 # The lowest contrast of any text with what is painted under it (WCAG 2, relative luminance).
@@ -426,7 +428,7 @@ def test_batch_as_a_table(page, mount):
     widget = RouteOneBatch([[1.0, 0.0], [0.0, 1.0]], labels=["the", "<b>cat</b>"], top_k=1)
     mount(widget)
     assert not page.get_by_role("table", name="Load").is_visible()
-    page.get_by_label("Show as table").check()
+    show_tables(page)
     rows = page.get_by_role("table", name="Experts and weights").get_by_role("row").all_inner_texts()
     assert [row.split("\t") for row in rows] == [
         ["Token", "Choice 1"],
@@ -600,7 +602,7 @@ def test_bins_as_a_table(page, mount):
     widget = CapacityBins(9, 3, 2, capacity_factor=0.75, skew=2, overflow="reroute", seed=1)
     mount(widget)
     assert not page.get_by_role("table", name="Totals").is_visible()
-    page.get_by_label("Show as table").check()
+    show_tables(page)
     found, load = widget.count(), widget.routing.load.tolist()
     totals = page.get_by_role("table", name="Totals").get_by_role("row").all_inner_texts()
     assert totals[1].startswith(f"Dropped\t{found['dropped']} of 18 assignments (")
@@ -742,7 +744,7 @@ def test_rescue_as_a_table(page, mount):
     widget = rescue(num_experts=4)
     mount(widget)
     assert not page.get_by_role("table", name="Over the steps").is_visible()
-    page.get_by_label("Show as table").check()
+    show_tables(page)
     rows = page.get_by_role("table", name="Assignments at step 20").get_by_role("row").all_inner_texts()
     loads = [widget._runs[name]["loads"][1][0] for name in ("none", "capacity_drop")]
     assert rows[0].split("\t") == ["Expert", "no balancing", "capacity 1.0, drop"]
@@ -868,7 +870,7 @@ def test_roof_as_a_table(page, mount):
     widget = roof(skew=7, tokens=64)
     mount(widget)
     assert not page.get_by_role("table", name="Layers").is_visible()
-    page.get_by_label("Show as table").check()
+    show_tables(page)
     rows = page.get_by_role("table", name="Layers").get_by_role("row").all_inner_texts()
     for row, shape in zip(rows[1:], (widget.shape, widget.shape.dense), strict=True):
         intensity, bound, start = widget.bound(shape)
@@ -1003,7 +1005,7 @@ def test_account_as_a_table(page, mount):
     widget = published_account()
     mount(widget)
     assert not page.get_by_role("table", name="Parts").is_visible()
-    page.get_by_label("Show as table").check()
+    show_tables(page)
     found, bars = widget.tally(), ("params", "active", "flops")
     rows = page.get_by_role("table", name="Parts").get_by_role("row").all_inner_texts()
     parts = {row.split("\t")[0]: row.split("\t")[1:] for row in rows[1:]}
@@ -1118,7 +1120,7 @@ def test_tracer_sums_and_tables(page, mount):
         ]
     assert rows[4].split("\t")[0] == "Each element once" and len(rows) == 5
     assert not page.get_by_role("table", name="Steps of program 1").is_visible()
-    page.get_by_label("Show as table").check()
+    show_tables(page)
     page.get_by_role("table", name="Steps of program 1").wait_for()
     steps = page.get_by_role("table", name="Steps of program 1").get_by_role("row").all_inner_texts()[1:]
     for row, step in zip(steps, widget._record.of_program(1), strict=True):
@@ -1336,7 +1338,7 @@ def test_map_as_a_table(page, mount):
     widget = tile_map(tiles_n=3)
     mount(widget)
     assert not page.get_by_role("table", name="Steps").is_visible()
-    page.get_by_label("Show as table").check()
+    show_tables(page)
     page.get_by_role("table", name="Steps").wait_for()
     found = widget.schedule()
     read = {
@@ -1522,7 +1524,7 @@ def test_player_searches_and_has_a_table(page, mount):
     bright = [area for path in lanes.locator(".area:not(.dim)").all() for area in path.evaluate(BOXES)]
     assert len(bright) == len(lanes.locator(".found").evaluate(BOXES)) == widget.tally()[0]["found"]["bars"] == 3
     assert not page.get_by_role("table", name="Time by category").is_visible()
-    page.get_by_label("Show as table").check()
+    show_tables(page)
     rows = page.get_by_role("table", name="Time by category").get_by_role("row").all_inner_texts()
     found = widget.tally()
     for row, name in zip(rows[1:], CATEGORIES, strict=False):
