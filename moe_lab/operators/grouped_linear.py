@@ -10,6 +10,7 @@ from torch import Tensor
 from moe_lab.operators.chunks import Buffers, Chunk, Plan, working_dtype
 from moe_lab.operators.guards import refuse_second_derivative, refuse_tangents
 from moe_lab.operators.pages import empty_in_large_pages
+from moe_lab.operators.products import multiply_into
 from moe_lab.operators.sums import StackedGradient
 
 torch.library.define("moe_lab::grouped_linear", "(Tensor rows, Tensor weight, Tensor load) -> Tensor")
@@ -46,7 +47,7 @@ def _multiply(rows: Tensor, weight: Tensor, load: Tensor) -> Tensor:
     def step(buffers: Buffers, chunk: Chunk) -> None:
         here = chunk.rows
         target = buffers.like("out", out[here])
-        torch.mm(buffers.widen("rows", rows[here]), buffers.widen("matrix", weight[chunk.expert]).T, out=target)
+        multiply_into(target, buffers.widen("rows", rows[here]), buffers.widen("matrix", weight[chunk.expert]).T)
         if target.dtype != out.dtype:
             out[here] = target
 
@@ -68,7 +69,7 @@ def _multiply_backward(
         upstream = buffers.widen("gradient", gradient[here])
         if need_rows:
             target = buffers.like("drows", drows[here])
-            torch.mm(upstream, buffers.widen("matrix", weight[chunk.expert]), out=target)
+            multiply_into(target, upstream, buffers.widen("matrix", weight[chunk.expert]))
             if target.dtype != drows.dtype:
                 drows[here] = target
         if need_weight:
