@@ -5,7 +5,6 @@ import itertools
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_lab import MoE, expert_mlp, flop_counter
 from moe_lab.accounting.layer import expert_flops
@@ -13,6 +12,8 @@ from moe_lab.activations import ACTIVATIONS, GATED, activate, activate_backward,
 from moe_lab.inputs import SPREADS, make_layer_inputs
 from moe_lab.operators import chunks
 from moe_lab.operators.grouped import grouped_mlp, grouped_mlp_backward
+
+from .dispatched import Dispatched
 
 CASES = {
     "plain": dict(tokens=7, num_experts=4, top_k=2),
@@ -188,25 +189,12 @@ def test_without_a_gradient_nothing_is_kept():
     kept, *_ = grouped_mlp(*arguments, True)
     assert torch.equal(y, kept) and hidden.shape == (0, 10)
     inputs = make_layer_inputs(9, 6, 5, 4, 2)
-    asked = []
-    with torch.no_grad(), TorchDispatchRecorder(asked):
-        expert_mlp(inputs.x.requires_grad_(), *inputs.arguments[1:], backend="grouped")
-    with TorchDispatchRecorder(asked):
+    with Dispatched() as dispatched:
+        with torch.no_grad():
+            expert_mlp(inputs.x.requires_grad_(), *inputs.arguments[1:], backend="grouped")
         expert_mlp(*inputs.arguments, backend="grouped")
-    assert asked == [False, True]
-
-
-class TorchDispatchRecorder(TorchDispatchMode):
-    """Whether each call of the operator was asked to keep what a backward pass needs."""
-
-    def __init__(self, asked):
-        super().__init__()
-        self.asked = asked
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        if operator is torch.ops.moe_lab.grouped_mlp.default:
-            self.asked.append(args[-1])
-        return operator(*args, **(kwargs or {}))
+    operator = torch.ops.moe_lab.grouped_mlp.default
+    assert [arguments[-1] for called, arguments in dispatched.calls if called is operator] == [False, True]
 
 
 # ---- FLOPs: the formulas against the products inside

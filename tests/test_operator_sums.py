@@ -5,7 +5,6 @@ import time
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_lab import expert_mlp
 from moe_lab.inputs import make_layer_inputs
@@ -13,6 +12,8 @@ from moe_lab.operators import chunks, workers
 from moe_lab.operators.chunks import Plan
 from moe_lab.operators.sums import TokenSum
 from moe_lab.profiling.memory import measure_peak_bytes
+
+from .dispatched import Dispatched
 
 CPU = torch.device("cpu")
 
@@ -100,7 +101,10 @@ def test_the_last_two_experts_are_taken_half_by_half_if_they_are_large(monkeypat
 
 def test_a_forward_pass_in_half_precision_takes_smaller_chunks_and_two_cores_share_an_expert(two_cores, monkeypatch):
     monkeypatch.setattr(chunks, "HALF_CHUNK_ROWS", 4)
-    sizes = {dtype: [one.size for one in Plan([10], 1, CPU, forward=dtype).chunks] for dtype in (*chunks.HALVES, None)}
+    sizes = {
+        dtype: [one.size for one in Plan([10], 1, CPU, forward=dtype).chunks]
+        for dtype in (*chunks.HALF_PRECISIONS, None)
+    }
     assert sizes == {torch.bfloat16: [4, 4, 2], torch.float16: [4, 4, 2], None: [10]}
     tasks = []
     monkeypatch.setattr(chunks, "run_side_by_side", lambda given, _: tasks.append(len(given)))
@@ -119,22 +123,10 @@ def test_a_sum_is_rounded_the_same_by_one_core_and_by_all():
     assert torch.equal(total.rounded(torch.bfloat16, by_one_core=True), want)
     assert total.rounded(torch.float32) is total.total
     elsewhere = torch.device("meta")
-    total, calls = TokenSum(700, 100, torch.bfloat16, torch.float32, Plan([], 1, elsewhere)), []
-    with Watched(calls):
+    total = TokenSum(700, 100, torch.bfloat16, torch.float32, Plan([], 1, elsewhere))
+    with Dispatched() as dispatched:
         assert total.rounded(torch.bfloat16, by_one_core=True).dtype == torch.bfloat16
-    assert len(calls) == 1, "on a GPU each piece would be a launch"
-
-
-class Watched(TorchDispatchMode):
-    """Every operator that is called."""
-
-    def __init__(self, calls):
-        super().__init__()
-        self.calls = calls
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        self.calls.append(operator)
-        return operator(*args, **(kwargs or {}))
+    assert len(dispatched.calls) == 1, "on a GPU each piece would be a launch"
 
 
 @pytest.mark.parametrize("failing", [0, 2, 5])

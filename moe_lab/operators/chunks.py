@@ -17,7 +17,7 @@ from torch import Tensor
 from moe_lab.operators.products import EVEN_ROWS
 from moe_lab.operators.workers import run_side_by_side, side_by_side
 
-HALVES = (torch.bfloat16, torch.float16)
+HALF_PRECISIONS = (torch.bfloat16, torch.float16)
 CHUNK_ROWS = 1024
 """Most rows of an expert at a time on a CPU: each product packs the expert's matrix anew, so large ones are best."""
 HALF_CHUNK_ROWS = 320
@@ -40,7 +40,7 @@ def working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
         >>> working_dtype(torch.float32, torch.device("cpu"))
         torch.float32
     """
-    if device.type != "cpu" or dtype not in HALVES:
+    if device.type != "cpu" or dtype not in HALF_PRECISIONS:
         return dtype
     return dtype if _has_instructions(dtype) else torch.float32
 
@@ -57,14 +57,13 @@ class Chunk:
     """Rows and hidden units of one expert; whether its first rows and its last ones; when it is their turn to be added.
 
     Example:
-        >>> Chunk(3, slice(10, 15), slice(0, 8), part=0, first=True, last=False, turn=0).size
+        >>> Chunk(3, slice(10, 15), slice(0, 8), first=True, last=False, turn=0).size
         5
     """
 
     expert: int
     rows: slice
     units: slice
-    part: int
     first: bool
     last: bool
     turn: int
@@ -78,6 +77,11 @@ class Chunk:
     def width(self) -> int:
         """How many hidden units."""
         return self.units.stop - self.units.start
+
+    @property
+    def part(self) -> int:
+        """0 for an expert's first hidden units, all or half of them; 1 for its second half."""
+        return int(self.units.start > 0)
 
     @property
     def alone(self) -> bool:
@@ -116,21 +120,22 @@ class Plan:
         self.load, self.device, self.apart = load, device, forward is not None
         self.side_by_side = side_by_side(load, numbers_a_row, device)
         self.failed, self.changed = False, threading.Condition()
-        most = HALF_CHUNK_ROWS if forward in HALVES else CHUNK_ROWS
-        most = most if device.type == "cpu" else max([1, *load])
+        on_cpu, most = device.type == "cpu", HALF_CHUNK_ROWS if forward in HALF_PRECISIONS else CHUNK_ROWS
+        if not on_cpu:
+            most = max([1, *load])
         experts = [expert for expert in sorted(range(len(load)), key=load.__getitem__, reverse=True) if load[expert]]
         ends, whole, halves = list(accumulate(load)), [slice(0, d_expert)], _halves(d_expert)
         self.chunks: list[Chunk] = []
         for number, expert in enumerate(experts):
-            split = device.type == "cpu" and number >= len(experts) - 2 and load[expert] * LARGE >= sum(load)
-            split = split and not (self.apart and load[expert] > most)
+            large, several = load[expert] * LARGE >= sum(load), load[expert] > most
+            split = on_cpu and number >= len(experts) - 2 and large and not (self.apart and several)
             end, start = ends[expert], ends[expert] - load[expert]
             size = -(-load[expert] // -(-load[expert] // most))  # all chunks alike
-            for part, units in enumerate(halves if split else whole):
+            for units in halves if split else whole:
                 for at in range(start, end, size):
                     rows = slice(at, min(at + size, end))
                     first, last = at == start, rows.stop == end
-                    self.chunks.append(Chunk(expert, rows, units, part, first, last, turn=len(self.chunks)))
+                    self.chunks.append(Chunk(expert, rows, units, first, last, turn=len(self.chunks)))
 
     @property
     def places(self) -> int:
@@ -157,9 +162,9 @@ class Plan:
                 self.fail()
                 raise
 
-        tasks: dict[tuple[int, int, int], list[Chunk]] = {}
+        tasks: dict[tuple[int, ...], list[Chunk]] = {}
         for chunk in self.chunks:
-            tasks.setdefault((chunk.expert, chunk.part, chunk.turn if self.apart else 0), []).append(chunk)
+            tasks.setdefault((chunk.turn,) if self.apart else (chunk.expert, chunk.part), []).append(chunk)
         run_side_by_side([partial(work, chunks) for chunks in tasks.values()], lambda: self.make_buffers(dtype))
 
     def fail(self) -> None:
@@ -215,19 +220,18 @@ def hidden_blocks(chunk: Chunk, d_expert: int, kinds: int, columns: int) -> list
     """
     count = max(1, round(chunk.width * max(chunk.size, columns) / BLOCK_NUMBERS))
     units = -(-chunk.width // count)
-    return one_block(chunk, d_expert, kinds, units if count == 1 else -(-units // BLOCK_UNITS) * BLOCK_UNITS)
+    return equal_blocks(chunk, d_expert, kinds, units if count == 1 else -(-units // BLOCK_UNITS) * BLOCK_UNITS)
 
 
-def one_block(chunk: Chunk, d_expert: int, kinds: int, units: int | None = None) -> list[Block]:
-    """All hidden units of a chunk in one block; or, with ``units``, in blocks of so many.
+def equal_blocks(chunk: Chunk, d_expert: int, kinds: int, units: int) -> list[Block]:
+    """A chunk's hidden units, so many a block; the last block has what is left. Where there are none, one without any.
 
     Example:
         >>> chunk = Plan([512], 1, torch.device("cpu"), d_expert=8).chunks[0]
-        >>> one_block(chunk, 8, 2)
+        >>> equal_blocks(chunk, 8, 2, chunk.width)
         [Block(start=0, stop=8, d_expert=8, kinds=2)]
     """
-    first, last = chunk.units.start, chunk.units.stop
-    units = max(1, units or last - first)
+    first, last, units = chunk.units.start, chunk.units.stop, max(1, units)
     return [Block(at, min(at + units, last), d_expert, kinds) for at in range(first, max(last, first + 1), units)]
 
 

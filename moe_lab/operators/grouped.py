@@ -23,13 +23,13 @@ from torch import Tensor
 
 from moe_lab.activations import GATED, activate_backward, activate_into
 from moe_lab.operators.chunks import (
-    HALVES,
+    HALF_PRECISIONS,
     Block,
     Buffers,
     Chunk,
     Plan,
+    equal_blocks,
     hidden_blocks,
-    one_block,
     working_dtype,
 )
 from moe_lab.operators.guards import refuse_second_derivative
@@ -108,12 +108,13 @@ def grouped_mlp(
     plan = Plan(load.tolist(), _numbers_a_row(w_gate_up, w_down), x.device, w_down.shape[2], forward=work)
     y = TokenSum(len(x), x.shape[1], work, weights.dtype, plan)
     blocks, in_place = _blocks_of(activation, w_down, work, forward=True), keep and work == x.dtype
+    at_once = work in HALF_PRECISIONS  # answers that add up from block to block would be rounded each time
 
     def step(buffers: Buffers, chunk: Chunk) -> None:
         gate_up, down, tokens = w_gate_up[chunk.expert], w_down[chunk.expert], token[chunk.rows]
         answers = y.place(chunk)
-        rows = buffers.gather("rows", x, tokens, into=answers if work in HALVES else None)  # then they come last
-        inner, done = None, chunk.units.start
+        rows = buffers.gather("rows", x, tokens, into=answers if at_once else None)  # then they come last
+        inners = buffers.rows("inner", chunk.size, chunk.width) if at_once else None
         for block in blocks(chunk):
             kept = block.pieces(hidden[chunk.rows], 1) if keep else []
             here = kept
@@ -124,15 +125,15 @@ def grouped_mlp(
             if keep and not in_place:
                 for piece, into in zip(here, kept, strict=True):
                     into.copy_(piece)
-            if inner is None:
-                inner = buffers.rows("inner", chunk.size, chunk.width if work in HALVES else block.width)
-            at = block.start - done
-            activate_into(inner[:, at : at + block.width], block.parts(here), activation)
-            if work in HALVES and block.stop < chunk.units.stop:
-                continue  # answers would be rounded block by block
-            matrix = buffers.widen("matrix", down[:, done : block.stop])
-            multiply_into(answers, inner[:, : block.stop - done], matrix.T, add=done > chunk.units.start)
-            done = block.stop
+            if at_once:
+                at = block.start - chunk.units.start
+                activate_into(inners[:, at : at + block.width], block.parts(here), activation)
+            else:
+                inner = activate_into(buffers.rows("inner", chunk.size, block.width), block.parts(here), activation)
+                matrix = buffers.widen("matrix", block.pieces(down, 1)[0])
+                multiply_into(answers, inner, matrix.T, add=block.start > chunk.units.start)
+        if at_once:
+            multiply_into(answers, inners, down[:, chunk.units].T)
         y.add(chunk, answers, tokens, weight[chunk.rows])
 
     plan.run(step, work)
@@ -206,9 +207,8 @@ def grouped_mlp_backward(
             dx.add(chunk, drows, tokens)
 
     plan.run(step, work)
-    dweights = (
-        torch.zeros_like(weights.reshape(-1)).index_copy_(0, order, share.sum(0).to(weights.dtype)).view(weights.shape)
-    )
+    shares = share.sum(0).to(weights.dtype)
+    dweights = torch.zeros_like(weights.reshape(-1)).index_copy_(0, order, shares).view(weights.shape)
     return (
         dx.rounded(x.dtype) if need_x else x.new_empty(0),
         dweights if need_weights else x.new_empty(0),
@@ -224,8 +224,8 @@ def _blocks_of(activation: str, w_down: Tensor, work: torch.dtype, forward: bool
     """
     _, d_model, d_expert = w_down.shape
     kinds, columns = 1 + (activation in GATED), d_model if work != w_down.dtype else 0
-    if w_down.device.type != "cpu" or (work in HALVES and not forward):
-        return lambda chunk: one_block(chunk, d_expert, kinds)
+    if w_down.device.type != "cpu" or (work in HALF_PRECISIONS and not forward):
+        return lambda chunk: equal_blocks(chunk, d_expert, kinds, chunk.width)
     return lambda chunk: hidden_blocks(chunk, d_expert, kinds, columns)
 
 

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from moe_lab.operators.processor import say_cpuinfo
+
 EVEN_ROWS = 8
 """oneDNN keeps code for about a thousand shapes."""
 LEAST_NUMBERS = 2**24
@@ -105,10 +107,6 @@ def onednn_is_faster() -> bool:
     return has_onednn() and torch.backends.cpu.get_cpu_capability() == "AVX512" and _maker() == "AuthenticAMD"
 
 
-def _maker(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def _maker(*file: Path) -> str:
     """The word by which a processor names its maker: Linux has it in a file, Windows at the end of a description."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return platform.processor().rpartition(", ")[2]
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+    return say_cpuinfo("vendor_id", *file) or platform.processor().rpartition(", ")[2]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from moe_lab.operators.processor import say_cpuinfo
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -37,10 +39,7 @@ def describe_machine(kind: str) -> dict:
 
 def processor_name() -> str:
     """The processor's own name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return say_cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def git(*arguments: str) -> str:
